@@ -1,0 +1,168 @@
+"""Documents or queries → encodings: gradients, second moments, projection, preconditioner and unit norm in a row."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from trackstar.batching import Example, collate, plan_batches
+from trackstar.encodings import Encodings
+from trackstar.errors import TrackStarError
+from trackstar.gradients import GradientEngine, ProjectingSink
+from trackstar.models import LoadedModel, block_layout
+from trackstar.second_moments import SecondMoments
+from trackstar.spec import Spec
+from trackstar.tokenization import Tokenization
+
+_WINDOW_BYTES = 128 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Projected:
+    """Projected, corrected gradients of some examples, before the preconditioner."""
+
+    gradients: torch.Tensor
+    """E: float32 [N, number of blocks, d₀d₁] on the model's device."""
+    losses: torch.Tensor
+    """float32 [N] on the CPU."""
+
+
+class Encoder:
+    """Encodes examples under one spec.
+
+    Args:
+        loaded: The model; checked against the spec.
+        spec: What determines the encodings.
+        moments: Second moments of every attributed weight, or None.
+        inverse_root: (R + δI)^(-1/2), float32 [number of blocks, d_b, d_b], or None.
+
+    Raises:
+        TrackStarError: the model is not the spec's, with the fields that differ.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, spec: Spec, moments: SecondMoments | None, inverse_root: torch.Tensor | None
+    ):
+        check_model(loaded, spec)
+        self.loaded = loaded
+        self.spec = spec
+        self.layout = block_layout(loaded.weights, spec.layout, spec.layer_groups)
+        self.inverse_root = None if inverse_root is None else inverse_root.to(loaded.device)
+        self._sink = ProjectingSink(
+            loaded.weights,
+            self.layout,
+            spec.block_rows,
+            spec.block_columns,
+            spec.projection_seed,
+            moments,
+            loaded.device,
+            getattr(torch, spec.model_dtype),
+        )
+
+    @property
+    def tokenization(self) -> Tokenization:
+        """Text to examples, as the spec has it."""
+        spec = self.spec
+        return Tokenization(
+            self.loaded.tokenizer, spec.vocabulary_size, spec.max_length, spec.long_documents, spec.append_eos
+        )
+
+    @property
+    def window(self) -> int:
+        """Examples that are sorted by length and encoded together: a function of the spec alone, and it bounds memory."""
+        return max(64, min(4096, _WINDOW_BYTES // (4 * self.spec.dimension)))
+
+    def project(self, examples: Sequence[Example]) -> Projected:
+        """E of each example, in the order given."""
+        spec = self.spec
+        gradients = torch.empty(len(examples), spec.num_blocks, spec.block_dimension, device=self.loaded.device)
+        losses = torch.empty(len(examples))
+        with GradientEngine(self.loaded, self._sink) as engine:
+            for indices in plan_batches([len(example.input_ids) for example in examples], spec.batch_tokens):
+                batch = collate([examples[i] for i in indices])
+                losses[indices] = engine.run(batch).cpu()
+                gradients[indices] = self._sink.encodings.reshape(len(indices), spec.num_blocks, -1)
+        return Projected(gradients, losses)
+
+    def finish(self, gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """φ and the norm that was divided by, from E [N, number of blocks, d_b]: float32 [N, d] and [N]."""
+        return precondition_and_normalise(gradients, self.inverse_root, self.spec.normalisation)
+
+    def encode(self, examples: Sequence[Example]) -> tuple[Encodings, dict[int, str]]:
+        """Encodings of those examples that have one, in the order given.
+
+        Returns:
+            The encodings, and for each example without one its index and the reason.
+        """
+        projected = self.project(examples)
+        vectors, norms = self.finish(projected.gradients)
+        norms = norms.cpu()
+        good = torch.isfinite(norms) & torch.isfinite(projected.losses) & (norms > 0)
+        bad = {
+            i: f"non-finite gradient (loss {projected.losses[i]:.6g}, norm {norms[i]:.6g})"
+            if not torch.isfinite(norms[i]) or not torch.isfinite(projected.losses[i])
+            else "its gradient is zero"
+            for i in (~good).nonzero().flatten().tolist()
+        }
+        kept = good.nonzero().flatten().tolist()
+        vectors = vectors if len(kept) == len(examples) else vectors[kept]
+        chosen = [examples[i] for i in kept]
+        texts = [example.text or "" for example in chosen] if self.spec.stores_text else None
+        return (
+            Encodings(
+                example_ids=[example.example_id for example in chosen],
+                positions=np.array([example.position for example in chosen], dtype=np.int64),
+                texts=texts,
+                num_tokens=np.array([len(example.input_ids) for example in chosen], dtype=np.int32),
+                loss=projected.losses[kept].numpy(),
+                grad_norm=norms[kept].numpy(),
+                vectors=vectors.cpu(),
+            ),
+            bad,
+        )
+
+
+def precondition_and_normalise(
+    gradients: torch.Tensor, inverse_root: torch.Tensor | None, normalisation: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """φ = R^(-1/2) E / ‖R^(-1/2) E‖ (arXiv 2410.17413, section 3).
+
+    Args:
+        gradients: E, float32 [N, number of blocks, d_b].
+        inverse_root: float32 [number of blocks, d_b, d_b], symmetric, or None.
+        normalisation: "vector", or "block": every block to unit norm first.
+
+    Returns:
+        φ, float32 [N, d], and ‖R^(-1/2) E‖ over all blocks, float32 [N].
+    """
+    if inverse_root is not None:
+        preconditioned = torch.empty_like(gradients)
+        for block in range(gradients.shape[1]):
+            preconditioned[:, block] = gradients[:, block] @ inverse_root[block]
+        gradients = preconditioned
+    norms = gradients.flatten(1).norm(dim=1)
+    if normalisation == "block":
+        block_norms = gradients.norm(dim=2, keepdim=True)
+        gradients = torch.where(block_norms > 0, gradients / block_norms, torch.zeros_like(gradients))
+        vectors = gradients.flatten(1)
+        return vectors / vectors.norm(dim=1, keepdim=True), norms
+    return gradients.flatten(1) / norms[:, None], norms
+
+
+def check_model(loaded: LoadedModel, spec: Spec) -> None:
+    """Raises TrackStarError where the model or tokenizer is not the one that the spec was made for."""
+    found = {
+        "model_architecture": type(loaded.model).__name__,
+        "vocabulary_size": loaded.vocabulary_size,
+        "tokenizer_fingerprint": loaded.tokenizer_fingerprint,
+        "model_dtype": loaded.dtype_name,
+        "model_fingerprint": loaded.fingerprint,
+    }
+    lines = [
+        f"  {field}: the index has {getattr(spec, field)!r}, --model gives {value!r}"
+        for field, value in found.items()
+        if getattr(spec, field) != value
+    ]
+    if lines:
+        raise TrackStarError("the model is not the one that this index was made with:\n" + "\n".join(lines))

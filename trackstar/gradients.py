@@ -1,0 +1,311 @@
+"""One backward pass → what a sink makes of every attributed weight's activations and output gradients.
+
+For a weight W_i (m×n) with inputs a_t and loss gradients s_t at its outputs, an example's gradient is G_i = Σ_t s_t a_tᵀ.
+The pass hands each sink (a, s), never a weight gradient: all weights are frozen and the autograd graph starts at the
+embedding's output, so what is computed is the forward pass and the backward pass to the inputs, the "frozen floor".
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from trackstar.batching import Batch
+from trackstar.errors import TrackStarError
+from trackstar.models import BlockLayout, LoadedModel, WeightInfo
+from trackstar.projection import projection
+from trackstar.second_moments import Exact, Factored, SecondMoments
+
+_LOGIT_BYTES = 64 << 20
+"""Logits that exist at one time: cross-entropy runs over chunks of supervised tokens."""
+_TILE_BYTES = 512 << 10
+"""A tile of a full gradient that stays in a core's cache while it is formed, corrected and projected."""
+_CUDA_TILE_BYTES = 1 << 30
+
+
+class Sink(Protocol):
+    """What becomes of activations and output gradients."""
+
+    def begin(self, batch: Batch) -> None:
+        """A new batch starts."""
+
+    def forward(self, weight: WeightInfo, a: torch.Tensor) -> Any:
+        """Sees a [B, T, n]; what it returns is kept until the backward pass."""
+
+    def backward(self, weight: WeightInfo, saved: Any, s: torch.Tensor) -> None:
+        """Sees s [B, T, m] with what `forward` returned."""
+
+
+class GradientEngine:
+    """Runs batches through a frozen model with hooks that feed a sink.
+
+    Use it as a context manager: the hooks are gone afterwards.
+
+    Args:
+        loaded: The model.
+        sink: Receives activations and output gradients of every attributed weight.
+    """
+
+    def __init__(self, loaded: LoadedModel, sink: Sink):
+        self.loaded = loaded
+        self.sink = sink
+        self._head = PlainHead.of(loaded.model)
+        self._handles: list[Any] = []
+        self._shape = (0, 0)
+
+    def __enter__(self) -> "GradientEngine":
+        model = self.loaded.model
+        self._handles = [model.get_input_embeddings().register_forward_hook(_start_graph)]
+        for weight in self.loaded.weights:
+            self._handles.append(model.get_submodule(weight.module).register_forward_hook(self._hook(weight)))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def run(self, batch: Batch) -> torch.Tensor:
+        """One forward and one backward pass.
+
+        Args:
+            batch: Padded examples.
+
+        Returns:
+            Loss of each example, −Σ log p over its supervised tokens: float32 [B] on the model's device.
+        """
+        batch = batch.to(self.loaded.device)
+        self._shape = (batch.input_ids.shape[0], batch.input_ids.shape[1])
+        self.sink.begin(batch)
+        model = self.loaded.model
+        with torch.enable_grad():
+            if self._head is not None:
+                hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state  # [B, T, h]
+                losses, gradient = self._head.loss_and_gradient(hidden.detach()[batch.rows, batch.columns], batch.targets)
+                full = torch.zeros_like(hidden)
+                full[batch.rows, batch.columns] = gradient
+                hidden.backward(full)
+            else:
+                logits = model(input_ids=batch.input_ids, use_cache=False).logits  # [B, T, v]
+                supervised = logits[batch.rows, batch.columns].float()
+                token_losses = nn.functional.cross_entropy(supervised, batch.targets, reduction="none")
+                losses = token_losses.detach()
+                token_losses.sum().backward()
+        return torch.zeros(batch.size, device=losses.device).index_add_(0, batch.rows, losses)
+
+    def _hook(self, weight: WeightInfo) -> Any:
+        def on_forward(module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            a = self._by_example(weight, arguments[0].detach())
+            saved = self.sink.forward(weight, a)
+
+            def on_backward(s: torch.Tensor) -> None:
+                self.sink.backward(weight, saved, self._by_example(weight, s.detach()))
+
+            output.register_hook(on_backward)
+
+        return on_forward
+
+    def _by_example(self, weight: WeightInfo, x: torch.Tensor) -> torch.Tensor:
+        size, width = self._shape
+        if x.shape[:-1] == (size, width):
+            return x
+        if x.shape[:-1] == (size * width,):
+            return x.reshape(size, width, x.shape[-1])
+        raise TrackStarError(
+            f"{weight.module}: it saw {tuple(x.shape)} in a batch of {size} examples of {width} tokens: which example a row "
+            "belongs to cannot be told (a mixture of experts?), so this weight cannot be attributed"
+        )
+
+
+def _start_graph(module: nn.Module, arguments: object, output: torch.Tensor) -> torch.Tensor:
+    return output.detach().requires_grad_()
+
+
+class PlainHead:
+    """LM head and cross-entropy in closed form: logits = h Wᵀ + b with nothing after them.
+
+    ∂ℓ/∂h = (softmax(logits) − onehot) W, a chunk of tokens at a time, only at supervised positions: the vocabulary-sized
+    logits never exist at once and the gradient never reaches the (tied) embedding.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None):
+        self.weight = weight
+        self.bias = bias
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "PlainHead | None":
+        """The head of a model, or None where the model does more to its logits (soft-capping, scaling, …): tried out."""
+        head = model.get_output_embeddings()
+        if not isinstance(head, nn.Linear) or model.base_model is model:
+            return None
+        device = head.weight.device
+        probe = torch.arange(4, device=device)[None] % model.get_input_embeddings().weight.shape[0]
+        with torch.no_grad():
+            expected = model(input_ids=probe, use_cache=False).logits
+            hidden = model.base_model(input_ids=probe, use_cache=False).last_hidden_state
+            if hidden.shape[-1] != head.weight.shape[1] or not torch.equal(head(hidden), expected):
+                return None
+        return cls(head.weight, head.bias)
+
+    def loss_and_gradient(self, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Per-token loss float32 [S] and its gradient to `hidden` [S, h], for targets int64 [S]."""
+        losses = torch.empty(len(targets), device=hidden.device)
+        gradient = torch.empty_like(hidden)
+        chunk = max(1, _LOGIT_BYTES // (4 * self.weight.shape[0]))
+        for start in range(0, len(targets), chunk):
+            span = slice(start, start + chunk)
+            logits = nn.functional.linear(hidden[span], self.weight, self.bias).float()  # [s, v]
+            logits -= logits.logsumexp(dim=1, keepdim=True)
+            rows = torch.arange(len(logits), device=logits.device)
+            losses[span] = -logits[rows, targets[span]]
+            probabilities = logits.exp_()
+            probabilities[rows, targets[span]] -= 1.0
+            gradient[span] = probabilities.to(self.weight.dtype) @ self.weight
+        return losses, gradient
+
+
+class ProjectingSink:
+    """E_b = Σ_{i∈b} L_iᵀ (G_i ⊘ (√V_i + ε)) R_i for every example of a batch (arXiv 2410.17413, section 3).
+
+    Without moments, and with factored ones (a row and a column scaling, folded into L and R), the activation is projected in
+    the forward pass and the output gradient in the backward pass: L_iᵀ G_i R_i = Σ_t (L_iᵀ s_t)(R_iᵀ a_t)ᵀ, and no m×n
+    gradient exists. Exact moments need G_i: it is formed, corrected, projected and dropped a tile at a time.
+
+    Args:
+        weights: Attributed weights.
+        layout: Their blocks.
+        block_rows: d₀.
+        block_columns: d₁.
+        seed: Seed of the projections.
+        moments: Second moments of every weight, or None.
+        device: Where the model runs.
+        dtype: Type the model runs in.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[WeightInfo],
+        layout: BlockLayout,
+        block_rows: int,
+        block_columns: int,
+        seed: int,
+        moments: SecondMoments | None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.layout = layout
+        self.block_rows, self.block_columns = block_rows, block_columns
+        self.device = device
+        self.encodings = torch.empty(0)
+        """E of the last batch: float32 [B, number of blocks, d₀, d₁]."""
+        self._left: dict[str, torch.Tensor] = {}
+        self._right: dict[str, torch.Tensor] = {}
+        self._inverse_roots: dict[str, torch.Tensor] = {}
+        for weight in weights:
+            left = projection(seed, weight.name, "left", weight.outputs, block_rows)
+            right = projection(seed, weight.name, "right", weight.inputs, block_columns)
+            moment = moments.by_weight[weight.name] if moments else None
+            if isinstance(moment, Factored):
+                # V ≈ r cᵀ / mean(r), so 1/√V = (√mean(r)/√r)(1/√c)ᵀ.
+                left = left * (moment.rows.mean().sqrt() * _safe_inverse_root(moment.rows))[:, None]
+                right = right * _safe_inverse_root(moment.columns)[:, None]
+            elif isinstance(moment, Exact):
+                assert moments is not None
+                self._inverse_roots[weight.name] = (moment.values.sqrt() + moments.epsilon).reciprocal().to(device)
+            exact = weight.name in self._inverse_roots
+            self._left[weight.name] = left.to(device, torch.float32 if exact else dtype)
+            self._right[weight.name] = right.to(device, torch.float32 if exact else dtype)
+
+    def begin(self, batch: Batch) -> None:
+        """Starts E at zero."""
+        shape = (batch.size, len(self.layout.names), self.block_rows, self.block_columns)
+        self.encodings = torch.zeros(shape, device=self.device)
+
+    def forward(self, weight: WeightInfo, a: torch.Tensor) -> torch.Tensor:
+        """R_iᵀ a_t [B, T, d₁], or a itself where the full gradient is needed."""
+        if weight.name in self._inverse_roots:
+            return a
+        return a @ self._right[weight.name]
+
+    def backward(self, weight: WeightInfo, saved: torch.Tensor, s: torch.Tensor) -> None:
+        """Adds the weight's part to its block."""
+        block = self.encodings[:, self.layout.block_of[weight.name]]  # [B, d0, d1], a view
+        left = self._left[weight.name]
+        if weight.name in self._inverse_roots:
+            add_corrected(block, s.float(), saved.float(), self._inverse_roots[weight.name], left, self._right[weight.name])
+        else:
+            projected = s @ left  # [B, T, d0]
+            block += torch.bmm(projected.float().transpose(1, 2), saved.float())
+
+
+class SquareSumSink:
+    """Σ over examples of G_i ⊙ G_i, the uncentred second moment of the gradient, weight by weight.
+
+    Args:
+        weights: Attributed weights.
+        device: Where the model runs.
+    """
+
+    def __init__(self, weights: Sequence[WeightInfo], device: torch.device | str = "cpu"):
+        self.sums = {weight.name: torch.zeros(weight.outputs, weight.inputs, device=device) for weight in weights}
+        """float32 [m, n] a weight."""
+        self.count = 0
+
+    def begin(self, batch: Batch) -> None:
+        """Counts the examples."""
+        self.count += batch.size
+
+    def forward(self, weight: WeightInfo, a: torch.Tensor) -> torch.Tensor:
+        """Keeps a."""
+        return a
+
+    def backward(self, weight: WeightInfo, saved: torch.Tensor, s: torch.Tensor) -> None:
+        """Adds the squares of each example's gradient."""
+        total = self.sums[weight.name]
+        for s_one, a_one in zip(s.float(), saved.float(), strict=True):
+            gradient = s_one.T @ a_one  # [m, n]
+            total.addcmul_(gradient, gradient)
+
+
+def add_corrected(
+    block: torch.Tensor,
+    s: torch.Tensor,
+    a: torch.Tensor,
+    inverse_root: torch.Tensor,
+    left: torch.Tensor,
+    right: torch.Tensor,
+) -> None:
+    """block += Lᵀ (G ⊙ inverse_root) R for each example, with G = sᵀ a formed a tile of rows at a time.
+
+    Args:
+        block: [B, d₀, d₁], changed in place.
+        s: [B, T, m].
+        a: [B, T, n].
+        inverse_root: 1/(√V + ε), [m, n].
+        left: L, [m, d₀].
+        right: R, [n, d₁].
+    """
+    m, n = inverse_root.shape
+    if s.is_cuda:
+        examples = max(1, _CUDA_TILE_BYTES // (4 * m * n))
+        for start in range(0, len(s), examples):
+            span = slice(start, start + examples)
+            gradient = torch.bmm(s[span].transpose(1, 2), a[span]).mul_(inverse_root)  # [b, m, n]
+            block[span] += left.T @ (gradient @ right)
+        return
+    rows = max(16, min(m, _TILE_BYTES // (4 * n)))
+    tile = torch.empty(rows, n)
+    for first in range(0, m, rows):
+        last = min(first + rows, m)
+        scale, left_t, gradient = inverse_root[first:last], left[first:last].T, tile[: last - first]
+        for example in range(len(s)):
+            torch.mm(s[example, :, first:last].T, a[example], out=gradient)
+            gradient.mul_(scale)
+            block[example].addmm_(left_t, gradient @ right)
+
+
+def _safe_inverse_root(values: torch.Tensor) -> torch.Tensor:
+    """1/√v; zero where v is zero, since such a row never had a gradient."""
+    return torch.where(values > 0, values.clamp_min(torch.finfo(torch.float32).tiny).rsqrt(), torch.zeros_like(values))
