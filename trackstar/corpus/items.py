@@ -1,0 +1,94 @@
+"""Shards → work items: static ranges, each of which becomes one immutable file of the index."""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from trackstar.corpus import parquet
+from trackstar.corpus.shards import Format, Shard
+from trackstar.errors import TrackStarError
+
+_FOOTER_READERS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkItem:
+    """A range of one shard.
+
+    The range is in bytes for uncompressed lines, in row groups for Parquet, and the whole file, (0, size), for
+    compressed lines. A line belongs to the range in which its first byte lies, so any cut gives every line to exactly
+    one item.
+    """
+
+    shard: str
+    """URI of the shard."""
+    format: Format
+    size: int
+    """Bytes of the whole shard."""
+    fingerprint: str
+    """The shard's version when the work was planned."""
+    start: int
+    end: int
+
+    def key(self, spec_hash: str) -> str:
+        """Name of the item's file: 32 hexadecimal digits of SHA-256 over the spec and all that determines the input."""
+        parts = [spec_hash, self.shard, self.fingerprint, self.format, self.start, self.end]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that JSON can hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "WorkItem":
+        """From `to_dict`'s values."""
+        return cls(**fields)
+
+
+def plan(shards: Iterable[Shard], target_bytes: int) -> list[WorkItem]:
+    """Work items of the shards, in order.
+
+    Args:
+        shards: What `expand` gave.
+        target_bytes: Most bytes of text an item takes. Compressed shards are one item each whatever their size, and a
+            Parquet row group is not cut.
+
+    Raises:
+        ShardError: a Parquet shard whose footer cannot be read, or without the columns that are needed.
+    """
+    if target_bytes < 1:
+        raise TrackStarError(f"{target_bytes} bytes a work item; it must be positive")
+    shards = list(shards)
+    with concurrent.futures.ThreadPoolExecutor(_FOOTER_READERS) as pool:  # one request or more for each footer
+        ranges = list(pool.map(lambda shard: _ranges(shard, target_bytes), shards))
+    return [
+        WorkItem(shard.uri, shard.format, shard.size, shard.fingerprint, start, end)
+        for shard, of_shard in zip(shards, ranges, strict=True)
+        for start, end in of_shard
+    ]
+
+
+def _ranges(shard: Shard, target_bytes: int) -> list[tuple[int, int]]:
+    if shard.format == "parquet":
+        return _grouped(parquet.row_group_bytes(shard.uri), target_bytes)
+    if shard.format in ("jsonl", "txt"):
+        count = -(-shard.size // target_bytes)
+        cuts = [shard.size * index // count for index in range(count + 1)] if count else []
+        return list(itertools.pairwise(cuts))
+    return [(0, shard.size)]
+
+
+def _grouped(sizes: Sequence[int], target_bytes: int) -> list[tuple[int, int]]:
+    """Neighbouring row groups, as many as fit into the target, at least one."""
+    ranges: list[tuple[int, int]] = []
+    start, total = 0, 0
+    for index, size in enumerate(sizes):
+        if index > start and total + size > target_bytes:
+            ranges.append((start, index))
+            start, total = index, 0
+        total += size
+    return [*ranges, (start, len(sizes))] if sizes else []

@@ -1,0 +1,321 @@
+"""Files on a local disk or in an object store, behind one set of functions that take URIs.
+
+A URI is a local path ("shards/a.jsonl", "~/x", "file:///x") or "gs://bucket/path". Whatever is written appears whole
+under its name or not at all: locally a temporary file in the same folder and a rename, in a store one upload. Temporary
+names begin with a dot and end in ".tmp", so that no glob and no listing shows them. Every failure is a `TrackStarError`
+that names the path and the remedy.
+"""
+
+import builtins
+import contextlib
+import dataclasses
+import errno
+import functools
+import glob as local_glob
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.fs
+
+from trackstar import object_store
+from trackstar.errors import TrackStarError
+
+FingerprintKind = Literal["modified", "content"]
+"""How a file's version is told: by size and modification time (locally) or generation (gs://); or by its content."""
+
+_STREAM_BYTES = 4 << 20
+_REMEDIES = {
+    errno.ENOENT: "check the path",
+    errno.EACCES: "check its permissions, or choose another path",
+    errno.EPERM: "check its permissions, or choose another path",
+    errno.EROFS: "the file system is read-only: choose another path",
+    errno.ENOSPC: "the disk is full: free space, or choose a path on another disk",
+    errno.EDQUOT: "the quota is used up: free space, or choose a path on another disk",
+    errno.EFBIG: "the file exceeds what is allowed here (ulimit -f, or the file system): choose another path",
+    errno.ENOTDIR: "a part of the path is a file: check the path",
+    errno.EEXIST: "a part of the path is a file: check the path",
+    errno.EISDIR: "it is a folder: give the path of a file",
+    errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
+}
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class FileInfo:
+    """One file: where it is, its bytes, and what tells this version of it from another."""
+
+    uri: str
+    size: int
+    fingerprint: str
+    content_encoding: str = ""
+    """Objects only: "gzip" where the store decompresses on the fly, and `size` is not what a reader gets."""
+
+
+def is_object(uri: str) -> bool:
+    """Whether the URI is in an object store; any scheme but gs:// and file:// is an error."""
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", uri)
+    if scheme and scheme[1] not in ("gs", "file"):
+        raise TrackStarError(f"{uri}: {scheme[1]}:// is not supported; give a local path or gs://BUCKET/PATH")
+    if not uri:
+        raise TrackStarError("an empty path was given; give a local path or gs://BUCKET/PATH")
+    return uri.startswith(object_store.SCHEME)
+
+
+def normalise(uri: str) -> str:
+    """The one form in which a file is named from here on: an absolute path, or gs://bucket/path."""
+    if is_object(uri):
+        object_store.split(uri)
+        return uri
+    return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
+
+
+def local_path(uri: str) -> Path | None:
+    """The absolute local path, or None in an object store; the file need not exist."""
+    return None if is_object(uri) else Path(normalise(uri))
+
+
+def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """pyarrow's file system for the URI, and the path in it."""
+    if is_object(uri):
+        return object_store.filesystem(), uri.removeprefix(object_store.SCHEME)
+    return pyarrow.fs.LocalFileSystem(), normalise(uri)
+
+
+def join(base: str, *parts: str) -> str:
+    """`base` with the parts below it."""
+    if not base:
+        raise TrackStarError("an empty path was given; give a local path or gs://BUCKET/PATH")
+    return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def info(uri: str, fingerprint: FingerprintKind = "modified") -> FileInfo:
+    """Size and fingerprint of one file.
+
+    A local content fingerprint costs a pass over the file, once a process as long as the file does not change.
+
+    Raises:
+        TrackStarError: there is no such file, or it cannot be read.
+    """
+    if is_object(uri):
+        found = object_store.find(uri)
+        if found is None:
+            raise TrackStarError(f"{uri}: no such object; check the path")
+        return _info_of_object(object_store.split(uri)[0], found, fingerprint)
+    path = normalise(uri)
+    with _explained(uri, "read"):
+        stat = os.stat(path)
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, "Is a directory")
+        if fingerprint == "content":
+            return FileInfo(path, stat.st_size, _content_hash(path, stat.st_size, stat.st_mtime_ns))
+        return FileInfo(path, stat.st_size, f"{stat.st_size}-{stat.st_mtime_ns}")
+
+
+def glob(pattern: str, fingerprint: FingerprintKind = "modified") -> "builtins.list[FileInfo]":
+    """Files that match the pattern, sorted by URI; `*` and `?` stay inside one folder, `**` descends, `[…]` chooses.
+
+    A path that exists as it is written is taken as it is, whatever characters it has.
+    """
+    if is_object(pattern):
+        return _glob_objects(pattern, fingerprint)
+    path = normalise(pattern)
+    paths = [path] if os.path.isfile(path) else local_glob.glob(path, recursive=True)
+    found = []
+    for match in sorted(set(paths)):
+        if os.path.isfile(match):
+            found.append(info(match, fingerprint))
+    return found
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or a folder is there."""
+    if is_object(uri):
+        bucket, name = object_store.split(uri)
+        below = name.rstrip("/") + "/" if name else ""
+        return object_store.find(uri) is not None or any(object_store.listing(bucket, below, limit=2))
+    return os.path.exists(normalise(uri))
+
+
+def size(uri: str) -> int:
+    """Bytes of the file."""
+    return info(uri).size
+
+
+def open_input(uri: str) -> pa.NativeFile:
+    """Opens for random access; use it as a context manager. In a store each read is a request: read large pieces."""
+    filesystem, path = resolve(uri)
+    with _explained(uri, "read"):
+        return filesystem.open_input_file(path)
+
+
+def open_stream(uri: str) -> pa.NativeFile:
+    """Opens for reading from the first byte to the last, as stored: nothing is decompressed."""
+    filesystem, path = resolve(uri)
+    with _explained(uri, "read"):
+        return filesystem.open_input_stream(path, compression=None, buffer_size=_STREAM_BYTES)
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole file."""
+    with open_stream(uri) as source, _explained(uri, "read"):
+        return source.read()
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Writes the file, whole or not at all, replacing what is there; folders above it are made."""
+    if is_object(uri):
+        object_store.write(uri, data)
+        return
+    with staged(uri) as path:
+        path.write_bytes(data)
+
+
+@contextlib.contextmanager
+def staged(uri: str) -> Iterator[Path]:
+    """A local path to write to; when the block ends, that file appears under `uri`, or after an error nothing does.
+
+    Locally the path is a temporary name in the target's folder, which is renamed; for a store it is a temporary file,
+    which is uploaded at the end. An `OSError` inside the block, such as a full disk, becomes a `TrackStarError` that
+    names `uri`.
+    """
+    if is_object(uri):
+        object_store.split(uri)
+        with tempfile.TemporaryDirectory(prefix="trackstar-") as folder:
+            path = Path(folder) / "staged.tmp"
+            with _explained(f"{path} (to be uploaded to {uri})", "written"):
+                yield path
+            object_store.upload(path, uri)
+        return
+    target = Path(normalise(uri))
+    path = target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex[:12]}.tmp")
+    with _explained(uri, "written"):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield path
+            os.replace(path, target)
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def copy(source: str, target: str) -> None:
+    """Copies a file, whole or not at all; between local and store in either direction."""
+    if is_object(source) and is_object(target):
+        object_store.copy(source, target)
+        return
+    with open_stream(source) as stream, staged(target) as path, path.open("wb") as sink:
+        while chunk := stream.read(_STREAM_BYTES):
+            sink.write(chunk)
+
+
+def makedirs(uri: str) -> None:
+    """Makes the folder and those above it; in an object store there are no folders to make."""
+    path = local_path(uri)
+    if path is not None:
+        with _explained(uri, "created as a folder"):
+            path.mkdir(parents=True, exist_ok=True)
+
+
+def delete(uri: str) -> None:
+    """Deletes the file, or the folder with all that lies in it; what is not there is no error."""
+    if is_object(uri):
+        bucket, name = object_store.split(uri)
+        if not name.strip("/"):
+            raise TrackStarError(f"{uri}: a whole bucket is not deleted from here; give a path below it")
+        if not name.endswith("/"):
+            object_store.delete(bucket, name)
+        for found in object_store.listing(bucket, name.rstrip("/") + "/"):
+            object_store.delete(bucket, found.name)
+        return
+    path = Path(normalise(uri))
+    with _explained(uri, "deleted"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _glob_objects(pattern: str, fingerprint: FingerprintKind) -> "builtins.list[FileInfo]":
+    bucket, name = object_store.split(pattern)
+    exact = object_store.find(pattern)
+    if exact is not None:
+        return [_info_of_object(bucket, exact, fingerprint)]
+    prefix = re.split(r"[*?\[]", name, maxsplit=1)[0]
+    if prefix == name:
+        return []
+    matches = re.compile(_regex(name)).fullmatch
+    found = [stored for stored in object_store.listing(bucket, prefix) if matches(stored.name)]
+    return sorted(_info_of_object(bucket, stored, fingerprint) for stored in found)
+
+
+def _regex(pattern: str) -> str:
+    """The regular expression of a glob, with the rules of Python's `glob`, hidden names included in nothing."""
+    translated = ""
+    for token in re.findall(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", pattern, re.DOTALL):
+        at_name = translated == "" or translated.endswith("/")
+        visible = r"(?!\.)" if at_name else ""
+        if token == "**/":
+            translated += r"(?:(?!\.)[^/]+/)*"
+        elif token == "**":
+            translated += r"(?:(?!\.)[^/]+/)*(?!\.)[^/]+"
+        elif token == "*":
+            translated += visible + "[^/]*"
+        elif token == "?":
+            translated += visible + "[^/]"
+        elif len(token) > 1:
+            inside = token[1:-1].replace("\\", "\\\\").replace("[", "\\[")
+            translated += visible + "[" + ("^" + inside[1:] if inside.startswith("!") else inside) + "]"
+        else:
+            translated += re.escape(token)
+    return translated
+
+
+def _info_of_object(bucket: str, stored: object_store.StoredObject, fingerprint: FingerprintKind) -> FileInfo:
+    version = stored.checksum if fingerprint == "content" else str(stored.generation)
+    return FileInfo(f"{object_store.SCHEME}{bucket}/{stored.name}", stored.size, version, stored.content_encoding)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _content_hash(path: str, size: int, mtime_ns: int) -> str:
+    """SHA-256 of the content; `size` and `mtime_ns` are there for the cache to notice a change."""
+    with open(path, "rb") as source:
+        return "sha256:" + hashlib.file_digest(source, "sha256").hexdigest()[:40]
+
+
+@contextlib.contextmanager
+def _explained(where: str, what: str) -> Iterator[None]:
+    """Turns an `OSError` into one sentence: "PATH: cannot be WHAT (reason); remedy"."""
+    try:
+        yield
+    except OSError as error:
+        code = error.errno or (errno.ENOENT if isinstance(error, FileNotFoundError) else None)
+        reason = os.strerror(code) if code else " ".join(str(error).split())[:300]
+        remedy = _REMEDIES.get(code or 0, "check the path and its disk")
+        raise TrackStarError(f"{where}: cannot be {what} ({reason}); {remedy}") from error
+
+
+def list(folder: str) -> "builtins.list[FileInfo]":
+    """All files below the folder, however deep, sorted by URI, hidden ones left out; none if there is no folder."""
+    if is_object(folder):
+        bucket, name = object_store.split(folder)
+        prefix = name.rstrip("/") + "/" if name.strip("/") else ""
+        found = [
+            stored for stored in object_store.listing(bucket, prefix) if "/." not in "/" + stored.name[len(prefix) :]
+        ]
+        return sorted(_info_of_object(bucket, stored, "modified") for stored in found)
+    root = normalise(folder)
+    files = []
+    for above, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith("."):
+                with contextlib.suppress(TrackStarError):  # gone since it was listed
+                    files.append(info(os.path.join(above, name)))
+    return sorted(files)
