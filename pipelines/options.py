@@ -146,13 +146,6 @@ def pipeline_options(beam_args: Sequence[str]) -> "PipelineOptions":
     return PipelineOptions(list(beam_args))
 
 
-def positive(text: str) -> int:
-    """The value of a flag that takes a whole number from 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
-
-
 def boolean(text: str) -> bool:
     """The value of a flag that takes true or false."""
     values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}

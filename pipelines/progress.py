@@ -16,12 +16,15 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
+
+from trackstar import storage
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -57,7 +60,7 @@ class Reporter:
         """Says how far one work item is; cheap enough to call for every batch.
 
         Args:
-            item: Key of the work item; without white space.
+            item: Key of the work item, one line.
             work: What is done of it so far, in the unit of `Progress.total`.
             count: What came out of it so far, in `Progress.unit`.
             finished: Whether the item is done.
@@ -68,7 +71,7 @@ class Reporter:
         if not self._writer:
             self._writer = os.path.join(self.folder, f"{os.getpid()}-{threading.get_ident()}-{id(self)}")
         try:
-            with open(self._writer, "a", encoding="ascii") as file:
+            with open(self._writer, "a", encoding="utf-8") as file:
                 file.write(f"{item} {work:.17g} {count} {int(finished)}\n")
         except OSError as error:  # The run is worth more than the bar.
             _LOGGER.debug("no progress can be reported: %s", error)
@@ -100,14 +103,18 @@ class _Folder:
                 text = file.read()
             whole = text.rfind(b"\n") + 1
             self._offsets[path] = self._offsets.get(path, 0) + whole
-            for line in text[:whole].decode("ascii").splitlines():
-                self._take(*line.split())
+            for line in text[:whole].decode().splitlines():
+                self._take(*line.rsplit(" ", 3))
         readings = self._items.values()
         return Reading(
             sum(reading.items for reading in readings),
             sum(reading.work for reading in readings),
             sum(reading.count for reading in readings),
         )
+
+    def finish(self, item: str, work: float, count: int) -> None:
+        """Takes an item as done, whatever was reported of it."""
+        self._items[item] = Reading(1, work, count)
 
     def _take(self, item: str, work: str, count: str, finished: str) -> None:
         known = self._items.get(item, Reading())
@@ -173,7 +180,7 @@ class Progress:
             return
         self._stop.set()
         self._thread.join()
-        reading = self._folder.read()
+        reading = self.read()
         shutil.rmtree(self._folder.path, ignore_errors=True)
         what = "done" if kind is None else "stopped"
         _LOGGER.info("%s %s: %s in %s", self.label, what, self._describe(reading), _duration(self._seconds()))
@@ -187,7 +194,8 @@ class Progress:
 
     def _describe(self, reading: Reading) -> str:
         rate = reading.count / max(self._seconds(), 1e-3)
-        return f"{reading.items:,}/{self.items:,} items, {reading.count:,} {self.unit}, {_rate(rate)} {self.unit}/s"
+        count, per_second = _amount(reading.count, self.unit), _amount(rate, self.unit)
+        return f"{reading.items:,}/{self.items:,} items, {count}, {per_second}/s"
 
     def _left(self, reading: Reading) -> str:
         if not 0 < reading.work < self.total:
@@ -196,7 +204,7 @@ class Progress:
 
     def _show_lines(self) -> None:
         while not self._stop.wait(self._log_seconds):
-            reading = self._folder.read()
+            reading = self.read()
             share = min(1.0, reading.work / self.total) if self.total else 1.0
             _LOGGER.info("%s: %.0f %%, %s%s", self.label, 100 * share, self._describe(reading), self._left(reading))
 
@@ -213,13 +221,48 @@ class Progress:
         ) as bar:
             task = bar.add_task(self.label, total=self.total or 1.0, text="starting")
             while not self._stop.wait(_SHOW_SECONDS):
-                reading = self._folder.read()
+                reading = self.read()
                 text = self._describe(reading) + self._left(reading)
                 bar.update(task, completed=reading.work, text=text if reading != Reading() else "starting")
 
 
-def _rate(per_second: float) -> str:
-    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
+class FileProgress(Progress):
+    """Progress by the files that appear, one a work item; what workers report of unfinished items counts beside.
+
+    Reporters name an item by the URI of its file and report bytes as both work and count. Object stores are not
+    looked at: only what is reported counts there.
+
+    Args:
+        label: What is being done.
+        files: URI of each file that is to appear → size of its work item, in `unit`.
+        unit: Unit of the sizes, "B" for bytes.
+    """
+
+    def __init__(self, label: str, files: Mapping[str, int], unit: str = "B", **settings: Any):
+        super().__init__(label, sum(files.values()), len(files), unit, **settings)
+        self._sizes = files
+        self._missing = {uri: path for uri in files if (path := storage.local_path(uri)) is not None}
+
+    def read(self) -> Reading:
+        """Sums over the files that are there and the reports of the others."""
+        if not self.enabled:
+            return Reading()
+        present = [uri for uri, path in self._missing.items() if path.exists()]
+        for uri in present:
+            del self._missing[uri]
+            self._folder.finish(uri, self._sizes[uri], self._sizes[uri])
+        return self._folder.read()
+
+
+def _amount(number: float, unit: str) -> str:
+    """ "1,234 documents", "0.25 documents"; bytes as "56.7 MB"."""
+    if unit != "B":
+        return f"{number:,.0f} {unit}" if number >= 10 or number == int(number) else f"{number:.2g} {unit}"
+    for prefix in ("", "k", "M", "G"):
+        if number < 1000:
+            return f"{number:.3g} {prefix}B"
+        number /= 1000
+    return f"{number:,.3g} TB"
 
 
 def _duration(seconds: float) -> str:

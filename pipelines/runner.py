@@ -99,7 +99,7 @@ def _create_runner(pipeline_options: PipelineOptions) -> PipelineRunner:
 
 _TRACEBACK = "Traceback (most recent call last):"
 _STEP = re.compile(r" \[while running '([^']*)'\]")
-_TYPE = re.compile(r"^([A-Za-z_][\w.]*?)(?:: |$)", re.DOTALL)
+_TYPE = re.compile(r"^([A-Za-z_]\w*(?:Error|Exception|Interrupt|Exit)|[A-Za-z_]\w*(?:\.\w+)+)(?:: |$)", re.MULTILINE)
 
 
 def _explain(error: Exception) -> BaseException:
