@@ -32,7 +32,6 @@ FILE_NAMES = ("optimizer.pt", "optimizer.bin")
 BY_NAME = "or give the moments by name in a .safetensors file (docs/formats.md)"
 """The remedy that always works: the end of most messages."""
 
-_COPY_BYTES = 64 << 20
 _WRAPPERS = ("_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module")
 
 
@@ -85,11 +84,9 @@ def local_copy(uri: str) -> Iterator[Path]:
     if local is not None:
         yield local
         return
-    with tempfile.TemporaryDirectory(prefix="trackstar-") as folder, storage.open_input(uri) as source:
+    with tempfile.TemporaryDirectory(prefix="trackstar-") as folder:
         copy = Path(folder) / Path(uri).name
-        with copy.open("wb") as sink:
-            while chunk := source.read(_COPY_BYTES):
-                sink.write(chunk)
+        storage.copy(uri, str(copy))
         yield copy
 
 
@@ -209,17 +206,15 @@ def _from_positions(
 ) -> dict[str, ParameterState]:
     """Names numbered states by building the optimizer's groups again, in every way that `_GROUPINGS` knows.
 
-    A grouping fits where in each group the file's shapes are the model's, one by one and in order. Where none fits,
-    parameters may have been frozen in training: then one fits where the file's shapes appear in order among the
-    model's, and a parameter is known if there is but one way to place it. All fitting groupings have to agree on the
-    wanted parameters.
+    A grouping fits where in each group the file's shapes appear among the model's, in the same order. With as many
+    parameters in the file as in the model that is one by one. With fewer, some were frozen in training: a parameter is
+    known then if there is but one way to place it. All fitting groupings have to agree on the wanted parameters.
     """
     found = [[_shape(state.state) for state in group] for group in groups]
     parameters = [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
     candidates = [_padded(grouping(model, parameters), len(groups)) for grouping in _GROUPINGS]
     candidates = [candidate for candidate in candidates if len(candidate) == len(groups)]
-    complete = [c for c in candidates if all(map(_equal, found, c))]
-    fitting = complete or [c for c in candidates if all(map(_fits, found, c))]
+    fitting = [candidate for candidate in candidates if all(map(_fits, found, candidate))]
     if not fitting:
         raise TrackStarError(_mismatch(found, candidates, parameters, where))
     positions = [_positions(found, candidate) for candidate in fitting]
@@ -242,10 +237,6 @@ def _padded(candidate: list[Parameters], groups: int) -> list[Parameters]:
     while candidate and not candidate[-1]:
         candidate = candidate[:-1]
     return candidate + [[]] * (groups - len(candidate))
-
-
-def _equal(found: Sequence[Shape | None], group: Parameters) -> bool:
-    return len(found) == len(group) and all(f in (None, shape) for f, (_, shape) in zip(found, group, strict=True))
 
 
 def _first_places(found: Sequence[Shape | None], shapes: Sequence[Shape]) -> list[int] | None:
@@ -326,17 +317,15 @@ def _split(parameters: Parameters, first: Collection[str]) -> list[Parameters]:
     return [[p for p in parameters if p[0] in first], [p for p in parameters if p[0] not in first]]
 
 
-def _trainer_5(model: nn.Module, parameters: Parameters) -> list[Parameters]:
-    """`Trainer.create_optimizer` of transformers 5: what decays, then biases and anything named as a norm."""
+def _trainer(model: nn.Module, parameters: Parameters) -> list[Parameters]:
+    """`Trainer.create_optimizer`: what decays, then biases and anything named as a norm."""
     patterns = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
     return _split(parameters, set(get_parameter_names(model, [nn.LayerNorm], patterns)))
 
 
-def _trainer_4(model: nn.Module, parameters: Parameters) -> list[Parameters]:
-    """`Trainer.create_optimizer` of transformers 4: what decays, then biases and norms by class."""
-    norms = [cls for cls in {type(module) for module in model.modules()} if cls.__name__.endswith("RMSNorm")]
-    decaying = get_parameter_names(model, [nn.LayerNorm, *norms])
-    return _split(parameters, {name for name in decaying if "bias" not in name})
+def _early_trainer(model: nn.Module, parameters: Parameters) -> list[Parameters]:
+    """Earlier transformers: norms by class, of which most RMSNorms were none, so that they decayed (Mistral, Qwen2)."""
+    return _split(parameters, {name for name in get_parameter_names(model, [nn.LayerNorm]) if "bias" not in name})
 
 
 def _matrices_first(model: nn.Module, parameters: Parameters) -> list[Parameters]:
@@ -349,4 +338,4 @@ def _one_group(model: nn.Module, parameters: Parameters) -> list[Parameters]:
     return [parameters]
 
 
-_GROUPINGS: tuple[_Grouping, ...] = (_trainer_5, _trainer_4, _matrices_first, _one_group)
+_GROUPINGS: tuple[_Grouping, ...] = (_trainer, _early_trainer, _matrices_first, _one_group)

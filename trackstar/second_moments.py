@@ -205,7 +205,7 @@ def _from_state(parameter: ParameterState, weight: "WeightInfo", where: str) -> 
             f"it was trained, {BY_NAME}"
         )
     if "exp_avg_sq" in state and "betas" in group:
-        step = float(state["step"])
+        step = float(state.get("step", group.get("step", 0)))  # Apex and DeepSpeed count once a group
         if step < 1:
             raise TrackStarError(f"{where}: {weight.name} has taken no step yet; give a later checkpoint")
         correction = 1 - float(group["betas"][1]) ** step
