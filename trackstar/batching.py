@@ -58,7 +58,9 @@ def collate(examples: Sequence[Example], pad_token: int = 0) -> Batch:
     """Pads examples on the right and lists their supervised tokens, example after example."""
     width = max(len(example.input_ids) for example in examples)
     input_ids = torch.full((len(examples), width), pad_token, dtype=torch.int64)
-    rows, columns, targets = [], [], []
+    rows: list[int] = []
+    columns: list[int] = []
+    targets: list[int] = []
     for row, example in enumerate(examples):
         input_ids[row, : len(example.input_ids)] = torch.tensor(example.input_ids, dtype=torch.int64)
         first = max(1, example.first_target)

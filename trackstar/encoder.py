@@ -1,16 +1,19 @@
 """Documents or queries → encodings: gradients, second moments, projection, preconditioner and unit norm in a row."""
 
 import dataclasses
+import threading
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
+from trackstar import second_moments
 from trackstar.batching import Example, collate, plan_batches
 from trackstar.encodings import Encodings
 from trackstar.errors import TrackStarError
 from trackstar.gradients import GradientEngine, ProjectingSink
-from trackstar.models import LoadedModel, block_layout
+from trackstar.models import LoadedModel, block_layout, choose_device, load_model
+from trackstar.preconditioner import load_inverse_root
 from trackstar.second_moments import SecondMoments
 from trackstar.spec import Spec
 from trackstar.tokenization import Tokenization
@@ -49,6 +52,7 @@ class Encoder:
         self.spec = spec
         self.layout = block_layout(loaded.weights, spec.layout, spec.layer_groups)
         self.inverse_root = None if inverse_root is None else inverse_root.to(loaded.device)
+        self._lock = threading.Lock()  # hooks and sink belong to one batch at a time, whatever threads Beam uses
         self._sink = ProjectingSink(
             loaded.weights,
             self.layout,
@@ -78,7 +82,7 @@ class Encoder:
         spec = self.spec
         gradients = torch.empty(len(examples), spec.num_blocks, spec.block_dimension, device=self.loaded.device)
         losses = torch.empty(len(examples))
-        with GradientEngine(self.loaded, self._sink) as engine:
+        with self._lock, GradientEngine(self.loaded, self._sink) as engine:
             for indices in plan_batches([len(example.input_ids) for example in examples], spec.batch_tokens):
                 batch = collate([examples[i] for i in indices])
                 losses[indices] = engine.run(batch).cpu()
@@ -121,6 +125,47 @@ class Encoder:
             ),
             bad,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderSource:
+    """Where a worker finds all that an encoder is made of; small enough to travel as an argument.
+
+    Args:
+        spec_json: The spec, as `Spec.to_json` gives it.
+        model: Checkpoint folder.
+        moments_uri: Second moments that `fit` saved, or None.
+        preconditioner_uri: Folder of the preconditioner that `fit` saved, or None.
+        device: "auto", "cpu" or "cuda[:i]".
+        threads: Threads that torch uses in this process. Bits may depend on it, so it does not follow the machine.
+        allow_low_coverage: As for `load_model`.
+    """
+
+    spec_json: str
+    model: str
+    moments_uri: str | None
+    preconditioner_uri: str | None
+    device: str = "auto"
+    threads: int = 1
+    allow_low_coverage: bool = False
+
+    def load(self) -> Encoder:
+        """Loads model, moments and preconditioner.
+
+        Raises:
+            TrackStarError: one of them is missing or does not belong to the spec.
+        """
+        torch.set_num_threads(self.threads)
+        spec = Spec.from_json(self.spec_json)
+        device = choose_device(self.device)
+        loaded = load_model(self.model, spec.model_dtype, device, self.allow_low_coverage)
+        moments = None
+        if self.moments_uri is not None:
+            moments = second_moments.read(self.moments_uri).select(loaded.weights)
+            if moments.fingerprint != spec.moments_fingerprint:
+                raise TrackStarError(f"{self.moments_uri}: these second moments are not the index's; run fit again")
+        inverse_root = load_inverse_root(self.preconditioner_uri) if self.preconditioner_uri is not None else None
+        return Encoder(loaded, spec, moments, inverse_root)
 
 
 def precondition_and_normalise(

@@ -98,13 +98,13 @@ class LoadedModel:
 
     @property
     def dtype_name(self) -> str:
-        """"float32" or "bfloat16"."""
+        """ "float32" or "bfloat16"."""
         return str(next(self.model.parameters()).dtype).removeprefix("torch.")
 
     @property
     def vocabulary_size(self) -> int:
         """Rows of the token embedding."""
-        return self.model.get_input_embeddings().weight.shape[0]
+        return embedding_rows(self.model)
 
     @property
     def context_length(self) -> int | None:
@@ -122,7 +122,9 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise TrackStarError(f"--device {name}: no CUDA device is visible here; use --device cpu, or a machine with a GPU")
+        raise TrackStarError(
+            f"--device {name}: no CUDA device is visible here; use --device cpu, or a machine with a GPU"
+        )
     return torch.device(name)
 
 
@@ -208,12 +210,12 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=getattr(torch, dtype))
     except (OSError, ValueError) as error:
         raise TrackStarError(f"{path}: cannot load a causal language model from here: {_first_line(error)}") from error
-    model = model.to(device).eval().requires_grad_(False)
+    model = model.to(torch.device(device)).eval().requires_grad_(False)  # type: ignore[arg-type]
     tokenizer = _load_tokenizer(path)
-    if tokenizer is not None and len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+    if tokenizer is not None and len(tokenizer) > embedding_rows(model):
         raise TrackStarError(
             f"{path}: its tokenizer has {len(tokenizer):,} tokens and its model embeds only "
-            f"{model.get_input_embeddings().weight.shape[0]:,}: they do not belong together"
+            f"{embedding_rows(model):,}: they do not belong together"
         )
     return prepare_model(model, tokenizer, allow_low_coverage)
 
@@ -236,9 +238,7 @@ def prepare_model(
             f"{type(model).__name__}: only {coverage.describe()}\n"
             "Encodings would miss most of the model; --allow_low_coverage goes on all the same."
         )
-    return LoadedModel(
-        model, tokenizer, weights, coverage, model_fingerprint(model), tokenizer_fingerprint(tokenizer)
-    )
+    return LoadedModel(model, tokenizer, weights, coverage, model_fingerprint(model), tokenizer_fingerprint(tokenizer))
 
 
 def model_fingerprint(model: nn.Module) -> str:
@@ -267,6 +267,11 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase | None) -> str:
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def embedding_rows(model: PreTrainedModel) -> int:
+    """Rows of the token embedding."""
+    return next(model.get_input_embeddings().parameters()).shape[0]
+
+
 def _load_tokenizer(path: str) -> PreTrainedTokenizerBase | None:
     try:
         return AutoTokenizer.from_pretrained(path)
@@ -278,7 +283,7 @@ def _load_tokenizer(path: str) -> PreTrainedTokenizerBase | None:
 
 
 def _embedding_modules(model: nn.Module) -> list[nn.Module]:
-    modules = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    modules: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     for getter in ("get_input_embeddings", "get_output_embeddings"):
         module = getattr(model, getter)() if hasattr(model, getter) else None
         if module is not None:

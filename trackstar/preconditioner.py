@@ -167,7 +167,9 @@ class Preconditioner:
         for block in range(1, int(metadata["num_blocks"])):
             contents, other = tensors.load(storage.join(folder, _file_name(block)))
             if other != metadata:
-                raise TrackStarError(f"{folder}: block {block} is of another preconditioner than block 0; run fit again")
+                raise TrackStarError(
+                    f"{folder}: block {block} is of another preconditioner than block 0; run fit again"
+                )
             blocks.append(contents)
         return cls(
             tuple(contents["eigenvalues"] for contents in blocks),

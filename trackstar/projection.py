@@ -35,7 +35,8 @@ def projection(seed: int, weight: str, side: Side, rows: int, columns: int) -> t
     """
     key = _key(seed, weight, side)
     parts = [
-        standard_normal(key, start, min(start + _ROWS_AT_ONCE, rows), columns) for start in range(0, rows, _ROWS_AT_ONCE)
+        standard_normal(key, start, min(start + _ROWS_AT_ONCE, rows), columns)
+        for start in range(0, rows, _ROWS_AT_ONCE)
     ]
     return torch.from_numpy((np.concatenate(parts) / math.sqrt(columns)).astype(np.float32))
 

@@ -9,7 +9,7 @@ from trackstar.corpus import Record
 from trackstar.errors import TrackStarError
 
 
-class UnusableRecord(Exception):
+class UnusableRecordError(Exception):
     """A record or query that no gradient can be had of; its text is the reason."""
 
 
@@ -38,7 +38,7 @@ class Tokenization:
         `<id>#0`, `<id>#1`, …
 
         Raises:
-            UnusableRecord: nothing to predict, or a token outside the vocabulary.
+            UnusableRecordError: nothing to predict, or a token outside the vocabulary.
         """
         offsets: list[tuple[int, int]] | None = None
         if record.input_ids is not None:
@@ -53,7 +53,7 @@ class Tokenization:
                 tokens = (*tokens, self.tokenizer.eos_token_id)
         self._check(tokens)
         if len(tokens) < 2:
-            raise UnusableRecord(f"{len(tokens)} token(s): no token to predict from another")
+            raise UnusableRecordError(f"{len(tokens)} token(s): no token to predict from another")
         if len(tokens) <= self.max_length:
             return [Example(record.example_id, tokens, 1, record.position, record.text)], False
         if self.long_documents == "truncate":
@@ -75,10 +75,10 @@ class Tokenization:
         straddles the border belongs to the target. A prompt that is too long loses its beginning.
 
         Raises:
-            UnusableRecord: empty target, target longer than the context, or no token to predict it from.
+            UnusableRecordError: empty target, target longer than the context, or no token to predict it from.
         """
         if not target.strip():
-            raise UnusableRecord("the target is empty")
+            raise UnusableRecordError("the target is empty")
         if prompt and not prompt[-1].isspace() and not target[0].isspace():
             prompt += " "
         text = prompt + target
@@ -95,23 +95,25 @@ class Tokenization:
         first = max(first, 1)
         self._check(tokens)
         if len(tokens) - first < 1:
-            raise UnusableRecord("no token to predict the target from: give a prompt")
+            raise UnusableRecordError("no token to predict the target from: give a prompt")
         if len(tokens) > self.max_length:
             cut = len(tokens) - self.max_length
             if first - cut < 1:
-                raise UnusableRecord(f"the target has {len(tokens) - first} tokens; max_length is {self.max_length}")
+                raise UnusableRecordError(f"the target has {len(tokens) - first} tokens; max_length is {self.max_length}")
             tokens, first = tokens[cut:], first - cut
         return Example(example_id, tokens, first, 0, text)
 
     def _tokens(self, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]] | None]:
         if self.tokenizer is None:
-            raise TrackStarError("the corpus has text and the model's folder has no tokenizer: add one, or give input_ids")
+            raise TrackStarError(
+                "the corpus has text and the model's folder has no tokenizer: add one, or give input_ids"
+            )
         encoded = self.tokenizer(text, return_offsets_mapping=self.tokenizer.is_fast, verbose=False)
         return tuple(encoded["input_ids"]), encoded.get("offset_mapping")
 
     def _check(self, tokens: tuple[int, ...]) -> None:
-        if tokens and not (0 <= min(tokens) and max(tokens) < self.vocabulary_size):
-            raise UnusableRecord(
+        if tokens and not (min(tokens) >= 0 and max(tokens) < self.vocabulary_size):
+            raise UnusableRecordError(
                 f"token {max(tokens) if min(tokens) >= 0 else min(tokens)} lies outside the model's vocabulary of "
                 f"{self.vocabulary_size}: is the model of another vocabulary?"
             )

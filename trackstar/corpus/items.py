@@ -33,6 +33,8 @@ class WorkItem:
     """The shard's version when the work was planned."""
     start: int
     end: int
+    num_bytes: int = 0
+    """Bytes that the range takes in the shard, for progress and estimates; no part of the item's identity."""
 
     def key(self, spec_hash: str) -> str:
         """Name of the item's file: 32 hexadecimal digits of SHA-256 over the spec and all that determines the input."""
@@ -66,29 +68,30 @@ def plan(shards: Iterable[Shard], target_bytes: int) -> list[WorkItem]:
     with concurrent.futures.ThreadPoolExecutor(_FOOTER_READERS) as pool:  # one request or more for each footer
         ranges = list(pool.map(lambda shard: _ranges(shard, target_bytes), shards))
     return [
-        WorkItem(shard.uri, shard.format, shard.size, shard.fingerprint, start, end)
+        WorkItem(shard.uri, shard.format, shard.size, shard.fingerprint, start, end, num_bytes)
         for shard, of_shard in zip(shards, ranges, strict=True)
-        for start, end in of_shard
+        for start, end, num_bytes in of_shard
     ]
 
 
-def _ranges(shard: Shard, target_bytes: int) -> list[tuple[int, int]]:
+def _ranges(shard: Shard, target_bytes: int) -> list[tuple[int, int, int]]:
+    """Start, end and bytes of each of the shard's items."""
     if shard.format == "parquet":
         return _grouped(parquet.row_group_bytes(shard.uri), target_bytes)
     if shard.format in ("jsonl", "txt"):
         count = -(-shard.size // target_bytes)
         cuts = [shard.size * index // count for index in range(count + 1)] if count else []
-        return list(itertools.pairwise(cuts))
-    return [(0, shard.size)]
+        return [(start, end, end - start) for start, end in itertools.pairwise(cuts)]
+    return [(0, shard.size, shard.size)]
 
 
-def _grouped(sizes: Sequence[int], target_bytes: int) -> list[tuple[int, int]]:
+def _grouped(sizes: Sequence[int], target_bytes: int) -> list[tuple[int, int, int]]:
     """Neighbouring row groups, as many as fit into the target, at least one."""
-    ranges: list[tuple[int, int]] = []
+    ranges: list[tuple[int, int, int]] = []
     start, total = 0, 0
     for index, size in enumerate(sizes):
         if index > start and total + size > target_bytes:
-            ranges.append((start, index))
+            ranges.append((start, index, total))
             start, total = index, 0
         total += size
-    return [*ranges, (start, len(sizes))] if sizes else []
+    return [*ranges, (start, len(sizes), total)] if sizes else []

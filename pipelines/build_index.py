@@ -1,0 +1,208 @@
+"""Encodes the corpus into the index: one file a work item, then one commit.
+
+Items whose file exists are done, so a run that broke off is taken up by starting it again.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.metrics import Metrics
+
+from pipelines import cli, flag_types, runner
+from pipelines.corpus import add_corpus_arguments, planned
+from pipelines.progress import Progress, Reporter, say
+from pipelines.workers import EncoderDoFn, OneByOne, add_model_arguments
+from trackstar import estimate, storage
+from trackstar.corpus import WorkItem
+from trackstar.encoder import EncoderSource
+from trackstar.errors import ShardError
+from trackstar.index import Index, ItemFile
+from trackstar.indexing import ItemCounts, encode_item, take_failure, write_failure
+from trackstar.spec import Spec
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
+    parser.add_argument("--index", required=True, metavar="DIR", help="the index that `trackstar fit` made")
+    add_corpus_arguments(parser)
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--max_reject_fraction",
+        type=flag_types.fraction,
+        default=0.01,
+        metavar="X",
+        help="the run fails above this share of records that cannot be encoded",
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="say what would be done: items, examples, tokens, bytes, FLOPs, time"
+    )
+
+
+def run(args: argparse.Namespace, beam_args: list[str]) -> int:
+    """Encodes what is missing and commits the snapshot."""
+    index = Index.open(args.index)
+    shards, items = planned(args)
+    source = encoder_source(args, index)
+    if args.dry_run:
+        say(estimate.estimate_build(index, shards, items, source).describe(runner.num_local_workers(beam_args)))
+        return cli.EXIT_DONE
+    encoded = encode_items(index, items, source, beam_args)
+    encoded.check_failures()
+    encoded.check_rejects(index, args.max_reject_fraction)
+    version = index.commit(encoded.files)
+    say(
+        f"{args.index}: version {version}: {encoded.counts.examples:,} examples in {len(encoded.files)} files; next: trackstar score"
+    )
+    return cli.EXIT_DONE
+
+
+def encoder_source(args: argparse.Namespace, index: Index) -> EncoderSource:
+    """Where workers find the encoder of an index."""
+    spec = index.spec
+    return EncoderSource(
+        spec.to_json(),
+        args.model,
+        storage.join(index.uri, "second_moments.safetensors") if spec.moments != "none" else None,
+        storage.join(index.uri, "preconditioner") if spec.preconditioner != "none" else None,
+        args.device,
+        args.threads_per_worker,
+        args.allow_low_coverage,
+    )
+
+
+@dataclasses.dataclass
+class Encoded:
+    """What came of encoding a corpus."""
+
+    files: list[ItemFile]
+    counts: ItemCounts
+    failures: list[str]
+
+    def check_failures(self) -> None:
+        """Raises where a shard could not be read; what was encoded stays for the next run."""
+        if self.failures:
+            shown = "\n  ".join(self.failures[:20])
+            raise runner.PipelineError(
+                f"{len(self.failures)} work item(s) failed, nothing was committed:\n  {shown}\n"
+                f"The other {len(self.files)} are kept: mend or leave out these shards and run the command again."
+            )
+
+    def check_rejects(self, index: Index, limit: float) -> None:
+        """Raises where too many records were rejected."""
+        counts = self.counts
+        if counts.truncated:
+            say(
+                f"{counts.truncated:,} documents were cut to {index.spec.max_length} tokens (--long_documents split keeps all)"
+            )
+        if not counts.rejected:
+            return
+        fraction = counts.rejected / max(1, counts.records)
+        where = storage.join(index.uri, "rejects")
+        summary = f"{counts.rejected:,} of {counts.records:,} records ({fraction:.2%}) could not be encoded; each with its reason in {where}"
+        reasons = "\n  ".join(
+            f"{reject.shard}:{reject.position}: {reject.reason}"
+            for reject, _ in zip(index.rejects([file.key for file in self.files]), range(5), strict=False)
+        )
+        if fraction > limit:
+            raise runner.PipelineError(
+                f"{summary}. The limit is {limit:.2%}, so nothing was committed; the first:\n  {reasons}\n"
+                "Mend them, or raise --max_reject_fraction and run again: what is encoded is kept."
+            )
+        say(f"{summary}; the first:\n  {reasons}")
+
+
+def encode_items(index: Index, items: Sequence[WorkItem], source: EncoderSource, beam_args: Sequence[str]) -> Encoded:
+    """Runs the pipeline over the items that have no file yet, and gathers the files of all."""
+    keys = {item.key(index.spec.hash): item for item in items}
+    present = index.existing_keys()
+    missing = [item for key, item in keys.items() if key not in present]
+    if missing:
+        if len(missing) < len(keys):
+            say(f"{len(keys) - len(missing)} of {len(keys)} work items are done already")
+        total = sum(item.num_bytes for item in missing)
+        with Progress("encoding", total, len(missing), "examples", enabled=runner.is_local(beam_args)) as progress:
+            transform = EncodeItems([item.to_dict() for item in missing], source, index.uri, progress.reporter)
+            runner.run_pipeline(lambda pipeline: pipeline | "EncodeItems" >> transform, beam_args)
+    return gather(index, keys)
+
+
+def gather(index: Index, keys: dict[str, WorkItem]) -> Encoded:
+    """Files and counts of items; those that have neither file nor failure note fail, too."""
+    files, failures, counts = [], [], ItemCounts()
+    for key, item in keys.items():
+        file = index.has_item(key)
+        if file is None:
+            failures.append(take_failure(index, key) or f"{item.shard}: no file was written for it")
+            continue
+        files.append(file)
+        counts += ItemCounts.of(file.metadata)
+    return Encoded(files, counts, failures)
+
+
+@dataclasses.dataclass
+class EncodeItems(beam.PTransform):
+    """Work items → files of the index. Encodings never leave the worker that made them.
+
+    Args:
+        items: `WorkItem`s as dictionaries.
+        source: The encoder.
+        index_uri: The index.
+        reporter: Where progress goes.
+    """
+
+    items: list[dict[str, Any]]
+    source: EncoderSource
+    index_uri: str
+    reporter: Reporter
+
+    def expand(self, root: Any) -> Any:
+        encode = EncodeItem(self.source, self.index_uri, self.reporter)
+        return root | OneByOne(self.items) | "EncodeItem" >> beam.ParDo(encode)
+
+
+class EncodeItem(EncoderDoFn):
+    """Encodes one work item into its file; a shard that cannot be read leaves a note and fails nothing else."""
+
+    def __init__(self, source: EncoderSource, index_uri: str, reporter: Reporter):
+        super().__init__(source)
+        self._index_uri = index_uri
+        self._reporter = reporter
+        self._index: Index | None = None
+        self._rows = Metrics.counter("trackstar", "num_inferences")
+        self._rejected = Metrics.counter("trackstar", "num_rejects")
+        self._failed = Metrics.counter("trackstar", "num_failed_items")
+
+    def setup(self) -> None:
+        super().setup()
+        self._index = Index(self._index_uri, Spec.from_json(self._source.spec_json))
+
+    def process(self, fields: dict[str, Any]) -> Iterator[tuple[str, int]]:
+        assert self._index is not None
+        item = WorkItem.from_dict(fields)
+        key = item.key(self._index.spec.hash)
+        try:
+            file, existed = encode_item(
+                self.loaded(), self._index, item, lambda work, count: self._reporter.report(key, work, count)
+            )
+        except ShardError as error:
+            self._failed.inc()
+            write_failure(self._index, key, str(error))
+            return
+        self._reporter.report(key, item.num_bytes, file.num_rows, finished=True)
+        if not existed:
+            counts = ItemCounts.of(file.metadata)
+            self._rows.inc(counts.examples)
+            self._rejected.inc(counts.rejected)
+        yield file.key, file.num_rows
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m pipelines.build_index`."""
+    return cli.run_command("build-index", argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

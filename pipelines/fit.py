@@ -1,0 +1,275 @@
+"""Collects what encodings need: second moments and the preconditioner; writes the spec of a new index.
+
+Second moments come from the optimizer state of the training run (--optimizer_state), or else are estimated on the sample.
+The preconditioner R_train is fitted on the same fixed random sample of the corpus.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import apache_beam as beam
+
+from pipelines import cli, flag_types, options, runner
+from pipelines.corpus import add_corpus_arguments, planned
+from pipelines.progress import say
+from pipelines.workers import EncoderDoFn, OneByOne, add_model_arguments
+from trackstar import fitting, second_moments, storage
+from trackstar.encoder import EncoderSource
+from trackstar.errors import TrackStarError
+from trackstar.fitting import PENDING, SampleTask
+from trackstar.index import Index
+from trackstar.models import load_model
+from trackstar.preconditioner import GramSum, Preconditioner
+from trackstar.second_moments import SecondMoments
+from trackstar.spec import Spec
+
+SPEC_DEFAULTS = {
+    "long_documents": "truncate",
+    "append_eos": False,
+    "batch_tokens": 4096,
+    "layout": "blocks",
+    "layer_groups": 8,
+    "block_rows": 64,
+    "block_columns": 64,
+    "projection_seed": 0,
+    "damping": 0.1,
+    "normalisation": "vector",
+    "storage": "bfloat16",
+    "stores_text": True,
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
+    parser.add_argument("--index", required=True, metavar="DIR", help="folder or gs:// prefix of the new index")
+    add_corpus_arguments(parser)
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--optimizer_state",
+        metavar="FILE",
+        help="optimizer.pt of a Trainer checkpoint (AdamW, Adafactor), its folder, or a safetensors file by weight name",
+    )
+    group = parser.add_argument_group("what an encoding is (kept in the index's spec)")
+    group.add_argument(
+        "--moments",
+        choices=("auto", "none", "factored", "exact"),
+        default="auto",
+        help="second moments: auto takes them as the optimizer state has them, or estimates exact ones without one; "
+        "factored keeps row and column means of them, which makes encoding cheaper",
+    )
+    group.add_argument(
+        "--preconditioner", choices=("train", "none"), default="train", help="R_train, or none (for comparisons)"
+    )
+    group.add_argument(
+        "--model_dtype", choices=("float32", "bfloat16"), default="float32", help="type the model runs in"
+    )
+    group.add_argument(
+        "--max_length", type=flag_types.positive, metavar="N", help="longest example in tokens (the model's context)"
+    )
+    options.add_field_arguments(group, Spec, SPEC_DEFAULTS)
+    sample = parser.add_argument_group("the sample")
+    sample.add_argument(
+        "--sample_size", type=flag_types.positive, default=8192, metavar="N", help="documents in the sample"
+    )
+    sample.add_argument("--sample_seed", type=int, default=0, metavar="N", help="which documents")
+    sample.add_argument(
+        "--sample_tasks", type=flag_types.positive, default=4, metavar="N", help="parts that the sample is summed in"
+    )
+
+
+def run(args: argparse.Namespace, beam_args: list[str]) -> int:
+    """Fits; a second run with the same settings finds the work done."""
+    fit = _Fit(args, beam_args)
+    if fit.is_done():
+        say(f"{args.index}: fitted already with these settings; next: trackstar build-index")
+        return cli.EXIT_DONE
+    fit.check_sizes()
+    fit.collect_moments()
+    fit.collect_preconditioner()
+    fit.write()
+    say(f"{args.index}: fitted; spec {fit.spec.hash}, d = {fit.spec.dimension:,}; next: trackstar build-index")
+    return cli.EXIT_DONE
+
+
+class _Fit:
+    """One run of the command: the spec fills up as the parts come in."""
+
+    def __init__(self, args: argparse.Namespace, beam_args: list[str]):
+        self.args, self.beam_args = args, beam_args
+        if args.moments == "none" and args.optimizer_state:
+            raise TrackStarError("--moments none contradicts --optimizer_state: leave one of them out")
+        self.shards, items = planned(args)
+        self.tasks = fitting.choose_sample(items, args.sample_size, args.sample_tasks, args.sample_seed)
+        loaded = load_model(args.model, args.model_dtype, "cpu", args.allow_low_coverage)
+        say(loaded.coverage.describe())
+        self.moments: SecondMoments | None = None
+        if args.optimizer_state:
+            self.moments = second_moments.load(args.optimizer_state, loaded.model, loaded.weights)
+            self.moments = self.moments.factored() if args.moments == "factored" else self.moments
+        self.spec = fitting.make_spec(
+            loaded,
+            max_length=args.max_length,
+            moments=self.moments,
+            moments_pending=self.moments is None and args.moments != "none",
+            factored=args.moments == "factored",
+            precondition=args.preconditioner == "train",
+            **{name: getattr(args, name) for name in SPEC_DEFAULTS},
+        )
+        self.sample = {"size": args.sample_size, "seed": args.sample_seed, "tasks": args.sample_tasks}
+        self.moments_uri = storage.join(args.index, "second_moments.safetensors")
+        self.preconditioner_uri = storage.join(args.index, "preconditioner")
+        self.partial_uri = storage.join(args.index, "fit", self.spec.hash)
+
+    def is_done(self) -> bool:
+        """Whether an index with these settings is there; an index with others is an error."""
+        if not storage.exists(storage.join(self.args.index, "spec.json")):
+            return False
+        stored = Index.open(self.args.index).spec
+        lines = fitting.differences(stored, self.spec)
+        fit_uri = storage.join(self.args.index, "fit.json")
+        sample = json.loads(storage.read_bytes(fit_uri)) if storage.exists(fit_uri) else self.sample
+        lines += [
+            f"sample {name}: {sample.get(name)} there, {self.sample[name]} here"
+            for name in self.sample
+            if sample.get(name) != self.sample[name]
+        ]
+        if lines:
+            raise TrackStarError(
+                f"{self.args.index}: an index with other settings is there already; give another --index, or delete it:\n  "
+                + "\n  ".join(lines)
+            )
+        return True
+
+    def check_sizes(self) -> None:
+        """Raises TrackStarError where the sums would not fit into memory."""
+        workers = 1 if not runner.is_local(self.beam_args) else runner.num_local_workers(self.beam_args)
+        fitting.check_memory(self.spec, workers)
+
+    def collect_moments(self) -> None:
+        """Saves the second moments; estimates them where no optimizer state was given."""
+        if self.spec.moments_fingerprint == PENDING:
+            say(f"estimating second moments on {self.args.sample_size:,} documents")
+            merged = self._sum_over_sample(
+                "squares", dataclasses.replace(self.spec, moments="none", preconditioner="none")
+            )
+            sums, count = fitting.load_squares(merged)
+            self.moments = second_moments.estimated(sums, count)
+            self.moments = self.moments.factored() if self.args.moments == "factored" else self.moments
+            self.spec = dataclasses.replace(
+                self.spec, moments_fingerprint=self.moments.fingerprint, moments_epsilon=self.moments.epsilon
+            )
+        if self.moments is not None:
+            second_moments.save(self.moments, self.moments_uri)
+
+    def collect_preconditioner(self) -> None:
+        """Sums vec(E) vec(E)ᵀ over the sample and saves R_train with its roots."""
+        if self.spec.preconditioner != PENDING:
+            return
+        say(f"summing the preconditioner over {self.args.sample_size:,} documents")
+        total = GramSum.load(self._sum_over_sample("gram", dataclasses.replace(self.spec, preconditioner="none")))
+        fitting.warn_small_sample(total.count, self.spec, say)
+        preconditioner = Preconditioner.of(total.mean(), self.spec.damping, total.count)
+        preconditioner.save(self.preconditioner_uri)
+        self.spec = dataclasses.replace(self.spec, preconditioner=preconditioner.fingerprint)
+
+    def write(self) -> None:
+        """Writes the spec, which makes the folder an index, and drops the partial sums."""
+        storage.write_bytes(storage.join(self.args.index, "fit.json"), json.dumps(self.sample, indent=2).encode())
+        Index.create(self.args.index, self.spec)
+        storage.delete(storage.join(self.args.index, "fit"))
+
+    def _sum_over_sample(self, kind: str, spec: Spec) -> str:
+        """Runs the pipeline that leaves one file of sums; returns its URI."""
+        source = EncoderSource(
+            spec.to_json(),
+            self.args.model,
+            self.moments_uri if spec.moments != "none" else None,
+            None,
+            self.args.device,
+            self.args.threads_per_worker,
+            self.args.allow_low_coverage,
+        )
+        target = storage.join(self.partial_uri, f"{kind}.total")
+        if not storage.exists(target):
+            transform = SumOverSample([task.to_dict() for task in self.tasks], source, kind, self.partial_uri, target)
+            runner.run_pipeline(lambda pipeline: pipeline | "SumOverSample" >> transform, self.beam_args)
+        return storage.read_bytes(target).decode()
+
+
+@dataclasses.dataclass
+class SumOverSample(beam.PTransform):
+    """Partial sums in files, then a tree of sums: sums are too large to travel between workers.
+
+    Args:
+        tasks: `SampleTask`s as dictionaries.
+        source: The encoder.
+        kind: "gram" or "squares".
+        folder: Where partial sums go.
+        target: File that will hold the name of the total's file.
+    """
+
+    tasks: list[dict[str, Any]]
+    source: EncoderSource
+    kind: str
+    folder: str
+    target: str
+
+    def expand(self, root: Any) -> Any:
+        sums = (
+            root
+            | OneByOne(list(enumerate(self.tasks)))
+            | "SumTask" >> beam.ParDo(SumTask(self.source, self.kind, self.folder))
+        )
+        count = len(self.tasks)
+        for level in itertools.count():
+            if count == 1:
+                break
+            sums = (
+                sums
+                | f"Pair{level}" >> beam.MapTuple(lambda place, uri: (place // 2, (place, uri)))
+                | f"Group{level}" >> beam.GroupByKey()
+                | f"Merge{level}" >> beam.Map(merge_pair, kind=self.kind)
+            )
+            count = -(-count // 2)
+        return sums | "Name" >> beam.Map(name_total, target=self.target)
+
+
+def merge_pair(pair: tuple[int, Iterable[tuple[int, str]]], kind: str) -> tuple[int, str]:
+    """Merges the files of one pair (or passes a single one on) in the order of their places."""
+    place, placed = pair
+    uris = [uri for _, uri in sorted(placed)]
+    return place, uris[0] if len(uris) == 1 else fitting.merge_files(kind, uris[0], uris[1])
+
+
+def name_total(placed: tuple[int, str], target: str) -> None:
+    """Leaves the name of the file that holds the total."""
+    storage.write_bytes(target, placed[1].encode())
+
+
+class SumTask(EncoderDoFn):
+    """Sums over one part of the sample, into a file; a file that exists is not made again."""
+
+    def __init__(self, source: EncoderSource, kind: str, folder: str):
+        super().__init__(source)
+        self._kind, self._folder = kind, folder
+
+    def process(self, placed: tuple[int, dict[str, Any]]) -> Any:
+        place, fields = placed
+        encoder, task = self.loaded(), SampleTask.from_dict(fields)
+        uri = storage.join(self._folder, f"{task.key(encoder.spec.hash)}.{self._kind}.safetensors")
+        if not storage.exists(uri):
+            fitting.sum_task(self._kind, encoder, task, uri)
+        yield place, uri
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m pipelines.fit`."""
+    return cli.run_command("fit", argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

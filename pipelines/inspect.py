@@ -1,0 +1,108 @@
+"""Shows what an index holds: spec, snapshots, rows, bytes, tokens and rejects."""
+
+import argparse
+import collections
+import dataclasses
+import json
+
+from pipelines import cli, flag_types
+from trackstar import storage
+from trackstar.errors import TrackStarError
+from trackstar.estimate import human_bytes
+from trackstar.index import Index, Snapshot
+from trackstar.indexing import ItemCounts
+from trackstar.spec import Spec
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
+    parser.add_argument("index", metavar="DIR", help="the index")
+    parser.add_argument("--version", type=flag_types.natural, metavar="N", help="which snapshot (the last)")
+    parser.add_argument("--rejects", type=flag_types.natural, default=5, metavar="N", help="rejected records to show")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+
+def run(args: argparse.Namespace, beam_args: list[str]) -> int:
+    """Prints the description."""
+    if beam_args:
+        raise TrackStarError(f"inspect runs no pipeline and takes no flags of Beam: {' '.join(beam_args)}")
+    index = Index.open(args.index)
+    versions = index.versions()
+    snapshot = index.snapshot(args.version) if versions or args.version is not None else None
+    contents = _contents(index, versions, snapshot, args.rejects)
+    print(json.dumps(contents, indent=2, ensure_ascii=False) if args.json else _text(contents, index.spec))
+    return cli.EXIT_DONE
+
+
+def _contents(index: Index, versions: list[int], snapshot: Snapshot | None, num_rejects: int) -> dict:
+    contents: dict = {
+        "index": index.uri,
+        "hash": index.spec.hash,
+        "dimension": index.spec.dimension,
+        "bytes_per_encoding": index.spec.bytes_per_encoding,
+        "spec": dataclasses.asdict(index.spec),
+        "versions": versions,
+        "snapshot": None,
+    }
+    files = index.existing_keys()
+    if snapshot is None:
+        return {**contents, "files_not_in_snapshot": len(files)}
+    counts = ItemCounts()
+    shards: collections.Counter[str] = collections.Counter()
+    rejects: list[dict] = []
+    for file in snapshot.files:
+        item = index.has_item(file.key)
+        if item is None:
+            raise TrackStarError(
+                f"{file.uri}: the snapshot names this file and it is gone; run `trackstar build-index` again"
+            )
+        counts += ItemCounts.of(item.metadata)
+        shards[file.shard] += file.num_rows
+        if len(rejects) < num_rejects and int(item.metadata.get("rejected", 0)):
+            rejects += [dataclasses.asdict(reject) for reject in index.rejects([file.key])][
+                : num_rejects - len(rejects)
+            ]
+    contents["snapshot"] = {
+        "version": snapshot.version,
+        "files": len(snapshot.files),
+        "bytes": snapshot.num_bytes,
+        "rows_by_shard": dict(sorted(shards.items())),
+        **dataclasses.asdict(counts),
+    }
+    return {**contents, "files_not_in_snapshot": len(files - {file.key for file in snapshot.files}), "rejects": rejects}
+
+
+def _text(contents: dict, spec: Spec) -> str:
+    lines = [f"index     {contents['index']}", f"spec      {contents['hash']}"]
+    lines += [f"  {name:<22} {value}" for name, value in contents["spec"].items()]
+    lines.append(f"encoding  d = {spec.dimension:,}, {human_bytes(spec.bytes_per_encoding)} each")
+    versions = contents["versions"]
+    lines.append(f"versions  {', '.join(map(str, versions)) if versions else 'none: run `trackstar build-index`'}")
+    snapshot = contents["snapshot"]
+    if snapshot:
+        lines += [
+            f"snapshot  version {snapshot['version']}",
+            f"  examples             {snapshot['examples']:,}",
+            f"  tokens               {snapshot['tokens']:,}",
+            f"  records read         {snapshot['records']:,}",
+            f"  documents truncated  {snapshot['truncated']:,}",
+            f"  records rejected     {snapshot['rejected']:,}",
+            f"  files                {snapshot['files']:,} ({human_bytes(snapshot['bytes'])})",
+        ]
+        shards = list(snapshot["rows_by_shard"].items())
+        lines += [f"  {rows:>12,} rows of {shard}" for shard, rows in shards[:20]]
+        lines += [f"  … and {len(shards) - 20:,} more shards"] if len(shards) > 20 else []
+        lines += [f"rejected  {r['shard']}:{r['position']}: {r['reason']}" for r in contents["rejects"]]
+    if contents["files_not_in_snapshot"]:
+        lines.append(f"beside    {contents['files_not_in_snapshot']:,} item file(s) that the snapshot does not name")
+    lines.append(f"folder    {storage.join(contents['index'], 'encodings')} opens as a Delta table")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m pipelines.inspect`."""
+    return cli.run_command("inspect", argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

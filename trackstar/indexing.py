@@ -1,0 +1,151 @@
+"""One work item of the corpus → one file of the index: what a worker does, as a library call.
+
+The file's name is a function of the spec, the shard's fingerprint and the range, and its bytes of the same: an item whose
+file exists is done. That is resuming, exactly-once under retries, and the nightly increment.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+from trackstar import storage
+from trackstar.batching import Example, windows
+from trackstar.corpus import Record, Reject, WorkItem, read
+from trackstar.encoder import Encoder
+from trackstar.encodings import Encodings
+from trackstar.index import Index, ItemFile
+from trackstar.tokenization import UnusableRecordError
+
+_SNIPPET = 200
+_COMPRESSED_SHARE = 0.35
+"""Compressed bytes a byte of text, typically: how much text a compressed shard holds is not known before it is read."""
+
+
+@dataclasses.dataclass
+class ItemCounts:
+    """What became of the records of one work item; kept in the metadata of its file."""
+
+    records: int = 0
+    """Records read, good and bad."""
+    rejected: int = 0
+    """Records or passages in `rejects/`."""
+    truncated: int = 0
+    """Documents that lost their end at `max_length`."""
+    examples: int = 0
+    """Rows of the file."""
+    tokens: int = 0
+    """Tokens of those rows."""
+
+    @classmethod
+    def of(cls, metadata: dict[str, str]) -> "ItemCounts":
+        """From the metadata of an item's file."""
+        return cls(**{field.name: int(metadata.get(field.name, 0)) for field in dataclasses.fields(cls)})
+
+    def __add__(self, other: "ItemCounts") -> "ItemCounts":
+        return ItemCounts(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
+
+class ItemExamples:
+    """The examples of a work item, with its rejects and counts as they come up."""
+
+    def __init__(self, encoder: Encoder, item: WorkItem):
+        self.item = item
+        self.counts = ItemCounts()
+        self.rejects: list[Reject] = []
+        self._tokenization = encoder.tokenization
+
+    def __iter__(self) -> Iterator[Example]:
+        for record in read(self.item):
+            self.counts.records += 1
+            if isinstance(record, Reject):
+                self._reject(record)
+                continue
+            yield from self.of_record(record)
+
+    def of_record(self, record: Record) -> list[Example]:
+        """Examples of one record; none where it cannot be used, and then it is among the rejects."""
+        try:
+            examples, cut = self._tokenization.documents(record)
+        except UnusableRecordError as error:
+            self.reject(record.position, str(error), record.text)
+            return []
+        self.counts.truncated += cut
+        return examples
+
+    def reject(self, position: int, reason: str, text: str | None) -> None:
+        """Notes a record that cannot be encoded."""
+        self._reject(Reject(self.item.shard, position, reason, (text or "")[:_SNIPPET]))
+
+    def _reject(self, reject: Reject) -> None:
+        self.counts.rejected += 1
+        self.rejects.append(reject)
+
+
+def encode_item(
+    encoder: Encoder, index: Index, item: WorkItem, tell: Callable[[float, int], None] = lambda work, count: None
+) -> tuple[ItemFile, bool]:
+    """Encodes one work item into its file, unless the file exists.
+
+    Memory is bounded by the encoder's window, whatever the item's size; rows are in the order of the shard.
+
+    Args:
+        encoder: Made for the index's spec.
+        index: Where the file goes.
+        item: What to encode.
+        tell: Told, now and then, how many of the item's bytes are read (about) and how many rows it has so far.
+
+    Returns:
+        The file, and whether it was there before.
+
+    Raises:
+        ShardError: the shard cannot be read through.
+    """
+    key = item.key(index.spec.hash)
+    existing = index.has_item(key)
+    if existing is not None:
+        return existing, True
+    examples = ItemExamples(encoder, item)
+
+    def encoded() -> Iterator[Encodings]:
+        for window in windows(examples, encoder.window):
+            encodings, bad = encoder.encode(window)
+            for i, reason in bad.items():
+                examples.reject(window[i].position, f"{window[i].example_id}: {reason}", window[i].text)
+            examples.counts.examples += len(encodings)
+            examples.counts.tokens += int(encodings.num_tokens.sum())
+            tell(bytes_read(item, window[-1].position), examples.counts.examples)
+            yield encodings
+
+    def footer() -> dict[str, str]:
+        # Called when all rows are written and the file is not yet visible: a visible file's rejects are on disk.
+        index.write_rejects(key, examples.rejects)
+        counts = {name: str(value) for name, value in dataclasses.asdict(examples.counts).items()}
+        return {**counts, "start": str(item.start), "end": str(item.end), "fingerprint": item.fingerprint}
+
+    return index.write_item(key, item.shard, encoded(), footer), False
+
+
+def bytes_read(item: WorkItem, position: int) -> float:
+    """About how many of the item's `num_bytes` lie before the record at `position`; 0 where that cannot be told (Parquet)."""
+    if item.format == "parquet":
+        return 0.0
+    text_bytes = float(position - item.start)
+    return min(item.num_bytes, text_bytes if item.format in ("jsonl", "txt") else text_bytes * _COMPRESSED_SHARE)
+
+
+def write_failure(index: Index, key: str, message: str) -> None:
+    """Notes why an item has no file; the note goes away when it is read or the item succeeds."""
+    storage.write_bytes(_failure_uri(index, key), message.encode("utf-8", "backslashreplace"))
+
+
+def take_failure(index: Index, key: str) -> str | None:
+    """The note on an item, removed; None where there is none."""
+    uri = _failure_uri(index, key)
+    if not storage.exists(uri):
+        return None
+    message = storage.read_bytes(uri).decode()
+    storage.delete(uri)
+    return message
+
+
+def _failure_uri(index: Index, key: str) -> str:
+    return storage.join(index.uri, "failures", key + ".txt")
