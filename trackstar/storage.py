@@ -10,6 +10,7 @@ import builtins
 import contextlib
 import dataclasses
 import errno
+import fnmatch
 import functools
 import glob as local_glob
 import hashlib
@@ -18,7 +19,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -250,31 +251,25 @@ def _glob_objects(pattern: str, fingerprint: FingerprintKind) -> "builtins.list[
     prefix = re.split(r"[*?\[]", name, maxsplit=1)[0]
     if prefix == name:
         return []
-    matches = re.compile(_regex(name)).fullmatch
-    found = [stored for stored in object_store.listing(bucket, prefix) if matches(stored.name)]
+    pattern_parts = name.split("/")
+    found = [
+        stored for stored in object_store.listing(bucket, prefix) if _matches(pattern_parts, stored.name.split("/"))
+    ]
     return sorted(_info_of_object(bucket, stored, fingerprint) for stored in found)
 
 
-def _regex(pattern: str) -> str:
-    """The regular expression of a glob, with the rules of Python's `glob`, hidden names included in nothing."""
-    translated = ""
-    for token in re.findall(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", pattern, re.DOTALL):
-        at_name = translated == "" or translated.endswith("/")
-        visible = r"(?!\.)" if at_name else ""
-        if token == "**/":
-            translated += r"(?:(?!\.)[^/]+/)*"
-        elif token == "**":
-            translated += r"(?:(?!\.)[^/]+/)*(?!\.)[^/]+"
-        elif token == "*":
-            translated += visible + "[^/]*"
-        elif token == "?":
-            translated += visible + "[^/]"
-        elif len(token) > 1:
-            inside = token[1:-1].replace("\\", "\\\\").replace("[", "\\[")
-            translated += visible + "[" + ("^" + inside[1:] if inside.startswith("!") else inside) + "]"
-        else:
-            translated += re.escape(token)
-    return translated
+def _matches(pattern: Sequence[str], name: Sequence[str]) -> bool:
+    """Whether an object's name matches a glob, both cut at "/", by the rules of Python's `glob`."""
+    if not pattern or not name:
+        return not pattern and not name
+    first, rest = pattern[0], pattern[1:]
+    if first == "**":
+        hidden = next((at for at, part in enumerate(name) if part.startswith(".")), len(name))
+        if not rest:
+            return hidden == len(name)
+        return any(_matches(rest, name[at:]) for at in range(hidden + 1))
+    visible = first.startswith(".") or not name[0].startswith(".")
+    return visible and fnmatch.fnmatchcase(name[0], first) and _matches(rest, name[1:])
 
 
 def _info_of_object(bucket: str, stored: object_store.StoredObject, fingerprint: FingerprintKind) -> FileInfo:
