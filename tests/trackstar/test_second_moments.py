@@ -15,10 +15,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Trai
 from transformers.trainer_pt_utils import get_parameter_names
 
 from tests.tiny_models import VOCABULARY, tiny_model
-from trackstar import second_moments
+from trackstar import second_moments, storage
 from trackstar.errors import TrackStarError
 from trackstar.models import WeightInfo, find_weights
 from trackstar.second_moments import Exact, Factored, Moment, SecondMoments
+
+pytest_plugins = ["tests.gcs"]
 
 TrainRun = tuple[Trainer, Path]
 
@@ -650,6 +652,22 @@ def test_a_saved_file_can_be_given_as_optimizer_state(tmp_path: Path, trained: C
     second_moments.save(moments, str(tmp_path / "v.safetensors"))
     found = load_gpt2(tmp_path / "v.safetensors")
     assert (found.source, found.epsilon, found.fingerprint) == ("adamw", moments.epsilon, moments.fingerprint)
+
+
+def test_object_store(tmp_path: Path, gcs: str, trained: Callable[[str, str], TrainRun]) -> None:
+    _, checkpoint = trained("gpt2", "adamw_torch_fused")
+    expected = load_gpt2(checkpoint).fingerprint
+    model = tiny_model("gpt2")
+    weights = find_weights(model)
+    storage.copy(str(checkpoint / "optimizer.pt"), f"{gcs}/run/checkpoint-3/optimizer.pt")
+    moments = second_moments.load(f"{gcs}/run/checkpoint-3", model, weights)
+    second_moments.save(moments, f"{gcs}/v.safetensors")
+    assert moments.fingerprint == second_moments.read(f"{gcs}/v.safetensors").fingerprint == expected
+    assert second_moments.load(f"{gcs}/v.safetensors", model, weights).fingerprint == expected
+    with pytest.raises(TrackStarError, match=r"gs://.*/run: no such optimizer state"):
+        second_moments.load(f"{gcs}/run", model, weights)
+    with pytest.raises(TrackStarError, match=r"gs://.*/none\.pt: cannot be read"):
+        second_moments.load(f"{gcs}/none.pt", model, weights)
 
 
 def test_read_refuses_other_files(tmp_path: Path) -> None:
