@@ -1,0 +1,68 @@
+# make demo    fresh machine → environment, tiny model trained, index built, queries traced, page written
+# make test    fresh machine → environment, lint, types, all tests
+# make check   lint, formatting and types only
+# make bench   speed and quality: every benchmark writes JSON and a table into benchmarks/results/
+# make clean   drops caches and what the demo and the benchmarks wrote (`rm -rf .venv` drops the environment)
+#
+# PYTHON=…  the interpreter to make the environment with (3.11 or 3.12)
+# TORCH=…   what to install as torch; by default the CPU build of the version in constraints.txt.
+#           On a machine with an NVIDIA GPU: make TORCH=torch==2.13.0 …
+# JOBS=…    test processes; by default two where memory permits
+# ARGS=…    more words for pytest or `trackstar demo`
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench clean
+.DELETE_ON_ERROR:
+
+SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
+    "$$p" -c '$(SUITABLE)' 2>/dev/null && { echo "$$p"; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
+JOBS ?= $(shell awk '/^MemAvailable/ { n = $$2 > 6 * 1024 * 1024 ? 2 : 0 } END { print n + 0 }' /proc/meminfo 2>/dev/null || echo 0)
+CODE := trackstar pipelines tests benchmarks
+
+help:
+	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
+
+demo: $(VENV)/installed
+	$(BIN)/trackstar demo $(ARGS)
+
+test: check
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+check: $(VENV)/installed
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+
+bench: $(VENV)/installed-bench
+	@set -e; for file in $$(grep -l __main__ benchmarks/*.py); do \
+	    name=$$(basename "$$file" .py); echo "== $$name"; $(BIN)/python -m "benchmarks.$$name"; done
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo_output benchmarks/work
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch comes first and by itself: named without "+cpu", pip would take the CUDA build and several GB with it.
+$(VENV)/installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c '$(SUITABLE)' 2>/dev/null || { \
+	    echo "trackstar needs Python 3.11 or 3.12, and none was found as python3.11, python3.12, python3 or python." >&2; \
+	    echo "Install one (Debian, Ubuntu: apt install python3.11 python3.11-venv), or name it: make PYTHON=/path/to/python" >&2; \
+	    exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "$(PYTHON) lacks the module venv. Debian, Ubuntu: apt install python3-venv" >&2; exit 1; }
+	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@echo "installing torch $(or $(TORCH),$(TORCH_VERSION), CPU build)"
+	@if test -n "$(TORCH)"; then $(PIP) install "$(TORCH)"; \
+	elif $(PIP) install --quiet "torch==$(TORCH_VERSION)+cpu" 2>/dev/null; then :; \
+	elif test "$$(uname)" = Darwin; then $(PIP) install "torch==$(TORCH_VERSION)"; \
+	else $(PIP) install --index-url https://download.pytorch.org/whl/cpu "torch==$(TORCH_VERSION)"; fi
+	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/installed-bench: $(VENV)/installed
+	$(PIP) install --quiet -c constraints.txt -e '.[bench]'
+	@touch $@
