@@ -1,0 +1,236 @@
+"""The index: a folder of immutable files, one a work item, and a Delta table that says which of them count.
+
+    spec.json                   all that determines an encoding; its hash is the index's identity
+    preconditioner/             R_train
+    encodings/<key>.parquet     one file a work item, flat; plain Parquet
+    encodings/_delta_log/       which files are in the index, version by version
+    rejects/<key>.jsonl         records of the item that could not be encoded, each with its reason
+
+The Delta table has no partition columns. A commit names the files it adds and the files it removes, so it needs none to
+replace one shard's files in a single transaction; and `shard`, being an ordinary column of every file, reads the same
+through Delta (pyarrow, Polars) as from the bare files (DuckDB). Each file's log entry carries its row count and, as
+minimum and maximum, its shard: a reader that filters by shard skips the other files.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from trackstar import storage
+from trackstar.corpus import Reject
+from trackstar.delta_log import DeltaLog, add_action
+from trackstar.encodings import Encodings
+from trackstar.errors import TrackStarError
+from trackstar.item_file import ItemFile, arrow_schema, read_item_file, write_parquet
+from trackstar.spec import Spec
+
+_SUFFIX = ".parquet"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFile:
+    """One file of a snapshot.
+
+    Args:
+        uri: Where it lies.
+        shard: URI of the corpus shard that it was made from.
+        num_rows: Examples in it.
+        num_bytes: Its size.
+    """
+
+    uri: str
+    shard: str
+    num_rows: int
+    num_bytes: int
+
+    @property
+    def key(self) -> str:
+        """Key of the work item."""
+        return self.uri.rsplit("/", 1)[-1].removesuffix(_SUFFIX)
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """One committed state of the index: its version and its files, sorted by URI."""
+
+    version: int
+    files: list[DataFile]
+
+    @property
+    def num_rows(self) -> int:
+        """Examples in the snapshot."""
+        return sum(file.num_rows for file in self.files)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the snapshot's files."""
+        return sum(file.num_bytes for file in self.files)
+
+
+class Index:
+    """An index at `uri`, a local folder or an object store's prefix.
+
+    Use `Index.create` for a new one and `Index.open` for one that exists.
+    """
+
+    def __init__(self, uri: str, spec: Spec):
+        self.uri = storage.normalise(uri)
+        self.spec = spec
+        self._encodings = storage.join(self.uri, "encodings")
+        self._log = DeltaLog(self._encodings)
+
+    @classmethod
+    def create(cls, uri: str, spec: Spec) -> "Index":
+        """Writes `spec.json`; an index with an equal spec is opened as it is.
+
+        Raises:
+            TrackStarError: an index with another spec lies there already; the message lists the fields that differ.
+        """
+        where = storage.join(uri, "spec.json")
+        if storage.exists(where):
+            index = cls.open(uri)
+            if index.spec.hash != spec.hash:
+                lines = "\n  ".join(index.spec.differences(spec))
+                raise TrackStarError(
+                    f"{uri}: an index with other settings is there already; give another --index, or delete it:\n  {lines}"
+                )
+            return index
+        storage.makedirs(storage.join(uri, "encodings"))
+        storage.makedirs(storage.join(uri, "rejects"))
+        storage.write_bytes(where, spec.to_json().encode())
+        return cls(uri, spec)
+
+    @classmethod
+    def open(cls, uri: str) -> "Index":
+        """Opens the index at `uri`.
+
+        Raises:
+            TrackStarError: there is none, or its spec cannot be read.
+        """
+        where = storage.join(uri, "spec.json")
+        if not storage.exists(where):
+            raise TrackStarError(f"{uri}: no index here (no spec.json); run `trackstar fit` first, or check --index")
+        return cls(uri, Spec.from_json(storage.read_bytes(where).decode(), where))
+
+    # Items.
+
+    def item_uri(self, key: str) -> str:
+        """Where the file of the work item `key` lies, or will."""
+        return storage.join(self._encodings, key + _SUFFIX)
+
+    def has_item(self, key: str) -> ItemFile | None:
+        """The item's file if it is complete, else None.
+
+        Raises:
+            TrackStarError: the file is there but cannot be read.
+        """
+        uri = self.item_uri(key)
+        if not storage.exists(uri):
+            return None
+        with storage.open_input(uri) as source:
+            return read_item_file(key, uri, source, storage.size(uri))
+
+    def existing_keys(self) -> set[str]:
+        """Keys of all item files that lie in the index, committed or not: one listing instead of a question an item."""
+        names = (info.uri.rsplit("/", 1)[-1] for info in storage.list(self._encodings))
+        return {name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX) and not name.startswith(".")}
+
+    def write_item(
+        self, key: str, shard: str, batches: Iterator[Encodings], footer: Callable[[], dict[str, str]]
+    ) -> ItemFile:
+        """Writes one work item's file, streaming; nothing appears under the item's name until it is complete.
+
+        Args:
+            key: The work item's key.
+            shard: URI of its shard.
+            batches: Its examples, in the order in which they are stored.
+            footer: Called after the last batch: counts and whatever else the file's metadata shall say.
+        """
+        uri = self.item_uri(key)
+        with storage.staged(uri) as path:
+            write_parquet(str(path), self.spec, shard, batches, footer)
+            with path.open("rb") as source:
+                item = read_item_file(key, uri, source, path.stat().st_size)
+        return item
+
+    def remove_partial_files(self) -> int:
+        """Removes what killed runs left half-written in a local index; call it only while nothing else writes.
+
+        Returns:
+            How many files were removed.
+        """
+        folder = storage.local_path(self._encodings)
+        partials = list(folder.glob(".*.tmp")) if folder is not None else []
+        for partial in partials:
+            partial.unlink(missing_ok=True)
+        return len(partials)
+
+    # Rejects.
+
+    def write_rejects(self, key: str, rejects: Sequence[Reject]) -> None:
+        """Writes the item's rejected records, one JSON object a line; no file where there are none."""
+        uri = self._rejects_uri(key)
+        if rejects:
+            lines = [json.dumps(dataclasses.asdict(reject), ensure_ascii=False) + "\n" for reject in rejects]
+            storage.write_bytes(uri, "".join(lines).encode("utf-8", "backslashreplace"))
+
+    def rejects(self, keys: Iterable[str] | None = None) -> Iterator[Reject]:
+        """The rejected records of the items `keys`; without keys, of the last snapshot's items."""
+        if keys is None:
+            keys = [file.key for file in self.snapshot().files] if self.versions() else []
+        for key in keys:
+            uri = self._rejects_uri(key)
+            if storage.exists(uri):
+                for line in storage.read_bytes(uri).splitlines():  # of bytes: a text may hold U+2028
+                    yield Reject(**json.loads(line))
+
+    def _rejects_uri(self, key: str) -> str:
+        return storage.join(self.uri, "rejects", key + ".jsonl")
+
+    # Snapshots.
+
+    def commit(self, items: Sequence[ItemFile]) -> int:
+        """Makes the index hold exactly the files of `items`, in one transaction.
+
+        Files that stay are not mentioned, so a nightly commit is as small as what changed. If nothing changed, no
+        version is added. Files that drop out stay on disk, for readers of older versions, until the table is vacuumed.
+
+        Returns:
+            The version that holds exactly these files.
+
+        Raises:
+            TrackStarError: the log cannot be written, or another run committed at the same time.
+        """
+        wanted = {
+            item.key + _SUFFIX: add_action(item.key + _SUFFIX, item.shard, item.num_rows, item.num_bytes)
+            for item in items
+        }
+        self._log.replace(arrow_schema(self.spec), wanted, f"TrackStar encodings, spec {self.spec.hash}")
+        snapshot = self.snapshot()
+        if {file.key + _SUFFIX for file in snapshot.files} != set(wanted):
+            raise TrackStarError(
+                f"{self.uri}: another run committed at the same time; let one run at a time write, and run this again"
+            )
+        return snapshot.version
+
+    def versions(self) -> list[int]:
+        """All versions that were committed and not cleaned up, ascending; empty before the first commit."""
+        return self._log.versions()
+
+    def snapshot(self, version: int | None = None) -> Snapshot:
+        """The files of `version`, by default the last.
+
+        Raises:
+            TrackStarError: nothing was committed yet, or there is no such version.
+        """
+        found = self._log.files(version)
+        if found is None:
+            raise TrackStarError(f"{self.uri}: nothing was committed yet; run `trackstar build-index` first")
+        number, entries = found
+        files = [
+            DataFile(
+                storage.join(self._encodings, entry["path"]), entry["shard"], entry["num_records"], entry["size_bytes"]
+            )
+            for entry in entries
+        ]
+        return Snapshot(number, sorted(files, key=lambda file: file.uri))

@@ -1,0 +1,188 @@
+"""One work item's Parquet file: its schema, how it is streamed out, and what its footer says.
+
+The encoding column is laid out so that a scan costs no decoding: `fixed_size_binary(bytes per encoding)`, required,
+PLAIN, uncompressed, without dictionary or statistics, one data page a row group, aligned to a cache line. The page *is*
+the matrix [rows, d], row-major and little-endian, and `trackstar.parquet_pages` reads it as such.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from trackstar.encodings import Encodings
+from trackstar.errors import TrackStarError
+from trackstar.spec import Spec
+
+ENCODING = "encoding"
+ROW_GROUP_BYTES = 64 * 2**20
+_PAGE_BYTES = 2**30  # above any row group: one page a row group
+_ALIGNMENT = 64  # bytes of a cache line
+STORAGE_TYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemFile:
+    """One immutable file of the index.
+
+    Args:
+        key: The work item's key, 32 hexadecimal digits; also the file's name.
+        uri: Where the file lies.
+        shard: URI of the corpus shard that the item is a range of.
+        num_rows: Examples in the file.
+        num_bytes: Size of the file.
+        metadata: What the writer's `footer` returned: counts, range, spec hash.
+    """
+
+    key: str
+    uri: str
+    shard: str
+    num_rows: int
+    num_bytes: int
+    metadata: dict[str, str]
+
+
+def arrow_schema(spec: Spec) -> pa.Schema:
+    """The columns of an item's file under `spec`."""
+    fields = [
+        pa.field(ENCODING, pa.binary(spec.bytes_per_encoding), nullable=False),
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("position", pa.int64(), nullable=False),
+        pa.field("num_tokens", pa.int32(), nullable=False),
+        pa.field("loss", pa.float32(), nullable=False),
+        pa.field("grad_norm", pa.float32(), nullable=False),
+    ]
+    if spec.stores_text:
+        fields.insert(4, pa.field("text", pa.string(), nullable=False))
+    return pa.schema(fields)
+
+
+def rows_per_group(spec: Spec) -> int:
+    """Rows of one row group: as many as fit into 64 MiB of encodings, at least one."""
+    return max(1, ROW_GROUP_BYTES // spec.bytes_per_encoding)
+
+
+def write_parquet(
+    path: str, spec: Spec, shard: str, batches: Iterable[Encodings], footer: Callable[[], dict[str, str]]
+) -> None:
+    """Streams `batches` into a Parquet file at the local `path`, holding one row group in memory.
+
+    The bytes depend on the rows, the spec and the footer alone, not on how the rows come in batches.
+
+    Args:
+        path: Local file to write.
+        spec: Gives columns, storage type and dimension.
+        shard: Value of the column `shard`.
+        batches: The examples, in the order in which they are stored.
+        footer: Called after the last batch; its items become the file's key-value metadata, beside `shard`.
+    """
+    schema = arrow_schema(spec)
+    others = [name for name in schema.names if name != ENCODING]
+    with (
+        pa.OSFile(path, "wb") as sink,
+        pq.ParquetWriter(
+            sink,
+            schema,
+            compression={**dict.fromkeys(others, "zstd"), ENCODING: "none"},
+            use_dictionary=["shard"],
+            write_statistics=others,
+            data_page_size=_PAGE_BYTES,
+            write_page_index=False,
+            store_schema=False,
+        ) as writer,
+    ):
+        for group in _regrouped(batches, rows_per_group(spec)):
+            sink.write(b"\0" * (-(sink.tell() + _page_header_bytes(len(group), spec)) % _ALIGNMENT))
+            writer.write_table(_table(group, spec, schema, shard), row_group_size=len(group))
+        writer.add_key_value_metadata({**footer(), "shard": shard})
+
+
+def _page_header_bytes(rows: int, spec: Spec) -> int:
+    """Length of the page header that Arrow puts before the encodings of a row group (Thrift's compact protocol).
+
+    The encodings come first in a row group, so filling up with zeros before it aligns them; Parquet finds its columns by
+    their offsets and permits gaps. A wrong guess costs speed, not correctness: a scan of unaligned rows is a quarter slower.
+    """
+
+    def varint_bytes(value: int) -> int:
+        return max(1, -(-(2 * value).bit_length() // 7))  # zigzag: twice the value
+
+    sizes = 2 * (1 + varint_bytes(rows * spec.bytes_per_encoding))  # uncompressed, compressed
+    page = 1 + (1 + varint_bytes(rows)) + 2 + 2 + 2 + 2 + 1  # struct; values; three encodings; empty statistics; end
+    return 2 + sizes + page + 1
+
+
+def read_item_file(key: str, uri: str, source: Any, num_bytes: int) -> ItemFile:
+    """Reads the footer of the file at `uri`.
+
+    Raises:
+        TrackStarError: the file is truncated or not Parquet.
+    """
+    footer = read_footer(uri, source)
+    metadata = {
+        name.decode(): value.decode()
+        for name, value in (footer.metadata or {}).items()
+        if not name.startswith((b"ARROW:", b"PARQUET:"))
+    }
+    return ItemFile(key, uri, metadata.get("shard", ""), footer.num_rows, num_bytes, metadata)
+
+
+def read_footer(uri: str, source: Any) -> pq.FileMetaData:
+    """The Parquet footer of the open file `source`; a truncated or foreign file gives an error that names `uri`."""
+    try:
+        return pq.read_metadata(source)
+    except (pa.ArrowException, OSError) as error:
+        raise TrackStarError(
+            f"{uri}: truncated, or not Parquet ({error}); delete this file and run `trackstar build-index` again"
+        ) from error
+
+
+def _regrouped(batches: Iterable[Encodings], size: int) -> Iterator[Encodings]:
+    """The same rows in groups of exactly `size`, the last one smaller."""
+    waiting: list[Encodings] = []
+    count = 0
+    for batch in batches:
+        start = 0
+        while start < len(batch):
+            part = batch.rows(start, min(len(batch), start + size - count))
+            waiting.append(part)
+            count += len(part)
+            start += len(part)
+            if count == size:
+                yield Encodings.concatenate(waiting)
+                waiting, count = [], 0
+    if waiting:
+        yield Encodings.concatenate(waiting)
+
+
+def _table(group: Encodings, spec: Spec, schema: pa.Schema, shard: str) -> pa.Table:
+    if group.vectors.shape[1] != spec.dimension:
+        raise TrackStarError(
+            f"encodings of dimension {group.vectors.shape[1]} for an index of dimension {spec.dimension}"
+        )
+    columns: dict[str, Any] = {
+        "example_id": group.example_ids,
+        "shard": [shard] * len(group),
+        "position": np.asarray(group.positions, np.int64),
+        "num_tokens": np.asarray(group.num_tokens, np.int32),
+        "loss": np.asarray(group.loss, np.float32),
+        "grad_norm": np.asarray(group.grad_norm, np.float32),
+        ENCODING: _fixed_size_binary(group.vectors, spec),
+    }
+    if spec.stores_text:
+        if group.texts is None:
+            raise TrackStarError("the index stores texts (spec.stores_text), but the encodings came without them")
+        columns["text"] = group.texts
+    return pa.table({name: columns[name] for name in schema.names}, schema=schema)
+
+
+def _fixed_size_binary(vectors: torch.Tensor, spec: Spec) -> pa.Array:
+    """[N, d] float32 → one value of d numbers in the storage type a row."""
+    stored = vectors.detach().to("cpu", STORAGE_TYPES[spec.storage]).contiguous()
+    buffer = pa.py_buffer(stored.view(torch.uint8).numpy())
+    return pa.Array.from_buffers(pa.binary(spec.bytes_per_encoding), len(vectors), [None, buffer])
