@@ -92,7 +92,7 @@ def test_every_format_gives_the_same_texts(
     whole = read_all(f"{base}/*")
     assert texts(whole) == DOCUMENTS
     assert {record.shard for record in whole} == {f"{base}/{name}"}
-    assert read_all(f"{base}/*", target_bytes=1000) == whole
+    assert read_all(f"{base}/*", target_bytes=1000 if place == "local" else 40_000) == whole
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "frames.jsonl.zst", "windows.jsonl"])
@@ -209,11 +209,13 @@ def test_a_line_that_is_too_long_is_one_reject(tmp_path: Path) -> None:
 
 
 MEASURE = """
-import resource, sys
+import pathlib, re, sys
 from trackstar.corpus import expand, plan, read
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def most():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+before = most()
 kinds = [type(record).__name__ for item in plan(expand([sys.argv[1]]), 1 << 30) for record in read(item)]
-print(len(kinds), kinds[0], (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print(len(kinds), kinds[0], (most() - before) // 1024)
 """
 
 
@@ -237,8 +239,9 @@ def dense_gz(path: Path) -> None:
 
 
 def one_row_group(path: Path) -> None:
-    text = pa.array([f"{index} " * 300 for index in range(100)]).take(pa.array([i % 100 for i in range(400_000)]))
-    pq.write_table(pa.table({"text": text.cast(pa.large_string())}), path, row_group_size=1 << 30, use_dictionary=False)
+    text = pa.array([f"{index} " * 300 for index in range(100)]).take(pa.array([i % 100 for i in range(150_000)]))
+    table = pa.table({"text": text.cast(pa.large_string())})
+    pq.write_table(table, path, row_group_size=1 << 30, use_dictionary=False, compression="none")
 
 
 @pytest.mark.parametrize(
@@ -246,7 +249,7 @@ def one_row_group(path: Path) -> None:
     [
         ("bomb.jsonl.zst", dense_zst, (1, "Reject"), 300),
         ("bomb.txt.gz", dense_gz, (1, "Reject"), 300),
-        ("row_group.parquet", one_row_group, (400_000, "Record"), 200),
+        ("row_group.parquet", one_row_group, (150_000, "Record"), 80),
     ],
     ids=["zst", "gz", "parquet"],
 )
@@ -267,7 +270,7 @@ def write_parquet(path: Path, row_group_size: int = 4, **columns: object) -> Non
 
 
 def columns_of_text() -> Iterator[tuple[str, pa.DataType]]:
-    for type in (pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())):
+    for type in (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.dictionary(pa.int32(), pa.string())):
         yield str(type), type
 
 

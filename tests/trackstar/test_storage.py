@@ -264,6 +264,12 @@ def test_a_missing_bucket(gcs: str) -> None:
             act("gs://no-such-bucket/x")
 
 
+def test_the_emulator_may_be_named_without_a_scheme(gcs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", os.environ["STORAGE_EMULATOR_HOST"].removeprefix("http://"))
+    storage.write_bytes(f"{gcs}/a", b"x")
+    assert storage.read_bytes(f"{gcs}/a") == b"x"
+
+
 def test_without_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))

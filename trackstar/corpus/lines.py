@@ -8,8 +8,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import zstandard
 
-_CHUNK = 1 << 20
-_STORE_CHUNK = 4 << 20
+_CHUNK = 4 << 20  # also one request to an object store
 _TAIL = 64 << 10
 _ZSTD_INPUT = 2 << 10  # bytes: at zstd's densest, 128 KiB from 4 bytes, they become 64 MiB
 _ZSTD_WINDOW = 1 << 31  # as `zstd --long=31` writes
@@ -95,7 +94,7 @@ def _first_line(source: pa.NativeFile, start: int, end: int) -> int:
 
 
 def _chunks(source: pa.NativeFile, position: int, end: int) -> Iterator[bytes]:
-    while chunk := source.read(max(min(_STORE_CHUNK, end - position), _TAIL)):
+    while chunk := source.read(max(min(_CHUNK, end - position), _TAIL)):
         yield chunk
         position += len(chunk)
 

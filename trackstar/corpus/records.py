@@ -73,7 +73,7 @@ def of_row(shard: str, position: int, text: bytes | None, input_ids: list[Any] |
     """A record from one row of Parquet."""
     try:
         if text is None and input_ids is None:
-            raise UnusableError("text is null")
+            raise UnusableError("neither text nor input_ids")
         decoded = None if text is None else _decoded(text, "text")
         id = _decoded(id, "id") if isinstance(id, bytes) else id
         return record(shard, position, decoded, input_ids, id)
