@@ -210,7 +210,8 @@ def sum_squares(encoder: Encoder, task: SampleTask) -> SquareSumSink:
     with GradientEngine(encoder.loaded, sink) as engine:
         for window in windows(sampled_examples(encoder, task), encoder.window):
             for indices in plan_batches([len(example.input_ids) for example in window], encoder.spec.batch_tokens):
-                engine.run(collate([window[i] for i in indices]))
+                losses = engine.run(collate([window[i] for i in indices]))
+                sink.count -= int((~torch.isfinite(losses)).sum())
     return sink
 
 

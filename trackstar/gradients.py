@@ -266,7 +266,8 @@ class SquareSumSink:
         total = self.sums[weight.name]
         for s_one, a_one in zip(s.float(), saved.float(), strict=True):
             gradient = s_one.T @ a_one  # [m, n]
-            total.addcmul_(gradient, gradient)
+            if torch.isfinite(gradient.sum()):  # an example that overflows spoils nothing else
+                total.addcmul_(gradient, gradient)
 
 
 def add_corrected(

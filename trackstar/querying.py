@@ -1,0 +1,115 @@
+"""Queries → encodings under the preconditioner that they are to be scored with.
+
+Their projected gradients are computed first, in parts that are files; R_eval comes from all of them, so preconditioning
+waits for the last part.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+
+import torch
+
+from trackstar import storage, tensors
+from trackstar.encoder import Encoder, precondition_and_normalise
+from trackstar.errors import TrackStarError
+from trackstar.index import Index
+from trackstar.preconditioner import GramSum, Preconditioner, change_of_preconditioner, mix, mixing_weight
+from trackstar.results import Query
+from trackstar.tokenization import UnusableRecordError
+
+
+def queries_key(spec_hash: str, queries: Sequence[Query]) -> str:
+    """Name of a set of queries under a spec: 16 hexadecimal digits."""
+    parts = [spec_hash, [(query.example_id, query.prompt, query.target) for query in queries]]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def project_queries(encoder: Encoder, queries: Sequence[Query], uri: str) -> None:
+    """Writes the queries' projected gradients E [N, number of blocks, d_b] and losses [N] to a file.
+
+    Raises:
+        TrackStarError: a query cannot be used, or its gradient is not finite or zero.
+    """
+    tokenization = encoder.tokenization
+    examples = []
+    for query in queries:
+        try:
+            examples.append(tokenization.query(query.example_id, query.prompt, query.target))
+        except UnusableRecordError as error:
+            raise TrackStarError(f"query {query.example_id!r}: {error}") from error
+    projected = encoder.project(examples)
+    norms = projected.gradients.flatten(1).norm(dim=1)
+    for query, norm, loss in zip(queries, norms.tolist(), projected.losses.tolist(), strict=True):
+        if not 0.0 < norm < float("inf"):
+            raise TrackStarError(f"query {query.example_id!r}: its gradient has norm {norm} (loss {loss:.6g})")
+    tensors.save(uri, {"gradients": projected.gradients, "losses": projected.losses}, {"count": str(len(queries))})
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedQueries:
+    """Encoded queries, and what the scan has to do to the stored encodings."""
+
+    vectors: torch.Tensor
+    """φ of the queries under the preconditioner that scores are taken with: float32 [N, d]."""
+    norms: torch.Tensor
+    """‖R^(-1/2) E‖ of each query: float32 [N]."""
+    losses: torch.Tensor
+    """float32 [N]."""
+    change: torch.Tensor | None
+    """M_b = R^(-1/2) R_train^(1/2), float32 [number of blocks, d_b, d_b]; None where scores are taken under R_train."""
+    mixing: float
+    """λ of R = λ R_eval + (1 − λ) R_train; 0 without R_eval."""
+
+
+def prepare_queries(
+    index: Index,
+    parts: Sequence[str],
+    task_hessian: str,
+    mixing: float | None,
+    keep_task_hessian: str | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> PreparedQueries:
+    """Preconditions and normalises projected queries.
+
+    Args:
+        index: The index that they will be scored against.
+        parts: Files that `project_queries` wrote, in order.
+        task_hessian: "auto": R_eval of these queries mixed into R_train; "none": R_train alone; else the folder of an R_eval.
+        mixing: λ, or None for the crossing rule.
+        keep_task_hessian: Folder to keep R_eval in, for later runs, or None.
+        tell: Told which λ is used.
+
+    Raises:
+        TrackStarError: R_eval was asked for and the index has no R_train, or does not fit it.
+    """
+    loaded = [tensors.load(part)[0] for part in parts]
+    gradients = torch.cat([part["gradients"] for part in loaded])
+    losses = torch.cat([part["losses"] for part in loaded])
+    spec = index.spec
+    if spec.preconditioner == "none":
+        if task_hessian not in ("auto", "none"):
+            raise TrackStarError(f"--task_hessian {task_hessian}: this index has no R_train (fit --preconditioner none)")
+        vectors, norms = precondition_and_normalise(gradients, None, spec.normalisation)
+        return PreparedQueries(vectors, norms, losses, None, 0.0)
+    train = Preconditioner.load(storage.join(index.uri, "preconditioner"))
+    if task_hessian == "none":
+        vectors, norms = precondition_and_normalise(gradients, train.inverse_root, spec.normalisation)
+        return PreparedQueries(vectors, norms, losses, None, 0.0)
+    if task_hessian == "auto":
+        total = GramSum(spec.num_blocks, spec.block_dimension)
+        total.add(gradients)
+        evaluation = Preconditioner.of(total.mean(), spec.damping, total.count)
+    else:
+        evaluation = Preconditioner.load(task_hessian)
+        shapes = [[len(sigma) for sigma in p.eigenvalues] for p in (train, evaluation)]
+        if shapes[0] != shapes[1]:
+            raise TrackStarError(f"--task_hessian {task_hessian}: its blocks are not the index's; make it with this index")
+    if keep_task_hessian:
+        evaluation.save(keep_task_hessian)
+    weight = mixing_weight(train, evaluation) if mixing is None else mixing
+    tell(f"R = λ R_eval + (1 − λ) R_train with λ = {weight:.4g} (R_eval of {evaluation.count:,} queries)")
+    mixed = mix(train, evaluation, weight)
+    vectors, norms = precondition_and_normalise(gradients, mixed.inverse_root, spec.normalisation)
+    return PreparedQueries(vectors, norms, losses, change_of_preconditioner(train, mixed), weight)
