@@ -25,12 +25,13 @@ import grpc
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 from apache_beam.portability import python_urns
 from apache_beam.portability.api import beam_fn_api_pb2, beam_provision_api_pb2, beam_runner_api_pb2
-from apache_beam.runners.portability.fn_api_runner import fn_runner, worker_handlers
+from apache_beam.runners.portability.fn_api_runner import execution, fn_runner, worker_handlers
 from apache_beam.runners.portability.portable_runner import JobServiceHandle
 from apache_beam.runners.worker import data_plane
 from google.protobuf import json_format, text_format
 
 from pipelines import logs
+from pipelines.local_bundles import SharingBundleManager
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -216,7 +217,8 @@ class WatchedWorker(worker_handlers.GrpcWorkerHandler):
     def close(self) -> None:
         self._is_closing = True
         if self.connection.is_waiting or self._group.error is not None or not self.connection.is_started:
-            self._kill()  # The run is over before the work is done: nobody waits for the rest of it.
+            self._group.fail("the run was stopped")  # It is over before the work is done: nobody waits for the rest.
+            self._kill()
         super().close()
 
     def stop_worker(self) -> None:
@@ -269,6 +271,16 @@ class LocalRunner(fn_runner.FnApiRunner):
         self._workers = WorkerGroup()
         variables = _thread_limits(num_workers(options))
         super().__init__(provision_info=ProvisionInfo(options, self._workers, variables))
+
+    def _get_bundle_manager(self, bundle_context_manager: execution.BundleContextManager) -> fn_runner.BundleManager:
+        manager = super()._get_bundle_manager(bundle_context_manager)
+        if not isinstance(manager, fn_runner.ParallelBundleManager):
+            return manager
+        return SharingBundleManager(
+            bundle_context_manager,
+            self._progress_frequency,
+            cache_token_generator=self.get_cache_token_generator(static=False),
+        )
 
     def run_via_runner_api(
         self, pipeline_proto: beam_runner_api_pb2.Pipeline, options: PipelineOptions

@@ -104,10 +104,30 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Done:
 
 def test_workers_are_processes_and_share_the_work(two_workers: Done) -> None:
     assert [element for element, _ in two_workers.touched] == list(range(8))
-    processes = [pid for _, pid in two_workers.touched]
-    assert sorted(map(processes.count, set(processes))) == [4, 4]
+    processes = {pid for _, pid in two_workers.touched}
+    assert len(processes) == 2
     assert os.getpid() not in processes
     assert not any(psutil.pid_exists(pid) for pid in processes)
+
+
+def test_a_free_worker_takes_the_next_element(tmp_path: pathlib.Path) -> None:
+    runner.run_pipeline(_work(toys.FirstWaits(tmp_path, 12), 12), TWO_WORKERS)
+    assert len(list(tmp_path.iterdir())) == 13
+
+
+def test_what_workers_group_is_whole(tmp_path: pathlib.Path) -> None:
+    """Combining goes through a shuffle, and through partial results of every bundle."""
+
+    def build(pipeline: beam.Pipeline) -> None:
+        keyed = toys.spread(pipeline, 100) | "Key" >> beam.Map(lambda number: (number % 3, number))
+        sums = keyed | "Sum" >> beam.CombinePerKey(sum)
+        joined = (sums, keyed | "Count" >> beam.combiners.Count.PerKey()) | "Join" >> beam.CoGroupByKey()
+        text = joined | "Text" >> beam.Map(repr)
+        _ = text | "Write" >> beam.io.WriteToText(str(tmp_path / "sums"), shard_name_template="")
+
+    runner.run_pipeline(build, TWO_WORKERS)
+    lines = sorted((tmp_path / "sums").read_text().splitlines())
+    assert lines == ["(0, ([1683], [34]))", "(1, ([1617], [33]))", "(2, ([1650], [33]))"]
 
 
 def test_options_reach_the_workers(two_workers: Done) -> None:

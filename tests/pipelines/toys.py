@@ -21,14 +21,33 @@ from trackstar.errors import ShardError
 class Touch(beam.DoFn):
     """Notes in a folder which process had which element, one file an element and try."""
 
-    def __init__(self, folder: pathlib.Path, seconds: float = 0.0):
+    def __init__(self, folder: pathlib.Path):
         self.folder = folder
-        self.seconds = seconds
 
     def process(self, element: int) -> Iterable[int]:
         path = self.folder / f"{element}.{os.getpid()}.{time.monotonic_ns()}"
         path.touch()
-        time.sleep(self.seconds)
+        yield element
+
+
+class FirstWaits(beam.DoFn):
+    """The element that comes first is done when all `count` have been begun."""
+
+    def __init__(self, folder: pathlib.Path, count: int):
+        self.folder = folder
+        self.count = count
+
+    def process(self, element: int) -> Iterable[int]:
+        (self.folder / str(element)).touch()
+        try:
+            (self.folder / "first").touch(exist_ok=False)
+        except FileExistsError:
+            return
+        end = time.monotonic() + 30.0
+        while len(list(self.folder.iterdir())) < self.count + 1:
+            if time.monotonic() > end:
+                raise TimeoutError("the others waited for this worker")
+            time.sleep(0.02)
         yield element
 
 
