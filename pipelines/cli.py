@@ -55,7 +55,8 @@ COMMANDS: dict[str, Command] = {
 
 _BEAM_NOTE = (
     "Flags of Apache Beam pass through, for example --direct_num_workers=4 (worker processes on this machine)\n"
-    "or --runner=DataflowRunner. Words in flags may be joined with - or _."
+    "or --runner=DataflowRunner. Words in flags may be joined with - or _.\n"
+    "--debug shows all logs, and tracebacks."
 )
 
 
