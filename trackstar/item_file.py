@@ -6,6 +6,7 @@ the matrix [rows, d], row-major and little-endian, and `trackstar.parquet_pages`
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -19,6 +20,8 @@ from trackstar.errors import TrackStarError
 from trackstar.spec import Spec
 
 ENCODING = "encoding"
+MAX_NORM = "max_norm"
+"""Metadata: the largest norm of the file's stored encodings, about 1. A scan derives from it how far rounding can go."""
 ROW_GROUP_BYTES = 64 * 2**20
 _PAGE_BYTES = 2**30  # above any row group: one page a row group
 _ALIGNMENT = 64  # bytes of a cache line
@@ -96,10 +99,14 @@ def write_parquet(
             store_schema=False,
         ) as writer,
     ):
+        max_norm = 0.0
         for group in _regrouped(batches, rows_per_group(spec)):
+            stored = _stored(group.vectors, spec)
+            max_norm = max(max_norm, stored.float().norm(dim=1).max().item())
             sink.write(b"\0" * (-(sink.tell() + _page_header_bytes(len(group), spec)) % _ALIGNMENT))
-            writer.write_table(_table(group, spec, schema, shard), row_group_size=len(group))
-        writer.add_key_value_metadata({**footer(), "shard": shard})
+            writer.write_table(_table(group, stored, spec, schema, shard), row_group_size=len(group))
+        # Rounded up to two decimals: how the norm was summed does not show.
+        writer.add_key_value_metadata({**footer(), "shard": shard, MAX_NORM: f"{math.ceil(max_norm * 100.1) / 100:.2f}"})
 
 
 def _page_header_bytes(rows: int, spec: Spec) -> int:
@@ -160,11 +167,14 @@ def _regrouped(batches: Iterable[Encodings], size: int) -> Iterator[Encodings]:
         yield Encodings.concatenate(waiting)
 
 
-def _table(group: Encodings, spec: Spec, schema: pa.Schema, shard: str) -> pa.Table:
-    if group.vectors.shape[1] != spec.dimension:
-        raise TrackStarError(
-            f"encodings of dimension {group.vectors.shape[1]} for an index of dimension {spec.dimension}"
-        )
+def _stored(vectors: torch.Tensor, spec: Spec) -> torch.Tensor:
+    """[N, d] float32 → [N, d] in the storage type, on the CPU."""
+    if vectors.shape[1] != spec.dimension:
+        raise TrackStarError(f"encodings of dimension {vectors.shape[1]} for an index of dimension {spec.dimension}")
+    return vectors.detach().to("cpu", STORAGE_TYPES[spec.storage]).contiguous()
+
+
+def _table(group: Encodings, stored: torch.Tensor, spec: Spec, schema: pa.Schema, shard: str) -> pa.Table:
     columns: dict[str, Any] = {
         "example_id": group.example_ids,
         "shard": [shard] * len(group),
@@ -172,17 +182,14 @@ def _table(group: Encodings, spec: Spec, schema: pa.Schema, shard: str) -> pa.Ta
         "num_tokens": np.asarray(group.num_tokens, np.int32),
         "loss": np.asarray(group.loss, np.float32),
         "grad_norm": np.asarray(group.grad_norm, np.float32),
-        ENCODING: _fixed_size_binary(group.vectors, spec),
+        ENCODING: pa.Array.from_buffers(
+            pa.binary(spec.bytes_per_encoding),
+            len(group),
+            [None, pa.py_buffer(stored.view(torch.uint8).numpy())],
+        ),
     }
     if spec.stores_text:
         if group.texts is None:
             raise TrackStarError("the index stores texts (spec.stores_text), but the encodings came without them")
         columns["text"] = group.texts
     return pa.table({name: columns[name] for name in schema.names}, schema=schema)
-
-
-def _fixed_size_binary(vectors: torch.Tensor, spec: Spec) -> pa.Array:
-    """[N, d] float32 → one value of d numbers in the storage type a row."""
-    stored = vectors.detach().to("cpu", STORAGE_TYPES[spec.storage]).contiguous()
-    buffer = pa.py_buffer(stored.view(torch.uint8).numpy())
-    return pa.Array.from_buffers(pa.binary(spec.bytes_per_encoding), len(vectors), [None, buffer])

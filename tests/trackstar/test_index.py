@@ -79,7 +79,7 @@ def test_bytes_do_not_depend_on_how_rows_come_in_batches(tmp_path: Path, monkeyp
         item = write_file(index, 0, [whole.rows(a, b) for a, b in itertools.pairwise(cuts)])
         files.append((Path(item.uri).read_bytes(), item.metadata))
     assert files[0][0] == files[1][0]
-    assert files[0][1] == {"records": "25", "shard": "shard"}
+    assert files[0][1] == {"records": "25", "shard": "shard", "max_norm": "1.01"}
 
 
 def test_has_item_tells_what_was_written(tmp_path: Path) -> None:

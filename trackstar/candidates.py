@@ -1,0 +1,147 @@
+"""The pairs of query and row that can still be among a query's k best, while a scan goes on.
+
+A pair whose upper bound is below what k others reach for certain is out. Nothing else is dropped, so no over-fetch is guessed.
+"""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import torch
+
+from trackstar.approximate import Bounded
+
+_TIGHTEN = 2.0  # when the pool has grown by this factor
+
+
+@dataclasses.dataclass
+class Pairs:
+    """P pairs, sorted by query: query [P] int32, row [P] int64 (in the order of the scan), bounds [P] float32."""
+
+    query: np.ndarray
+    row: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+
+    @classmethod
+    def none(cls) -> "Pairs":
+        """No pairs."""
+        return cls(np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32))
+
+    @classmethod
+    def concatenate(cls, parts: "list[Pairs]") -> "Pairs":
+        """All pairs, sorted by query."""
+        if len(parts) == 1:
+            return parts[0]
+        query = np.concatenate([part.query for part in parts])
+        order = np.argsort(query, kind="stable")  # of sorted runs: a merge
+        row, lower, upper = (
+            np.concatenate([getattr(part, name) for part in parts])[order] for name in ("row", "lower", "upper")
+        )
+        return cls(query[order], row, lower, upper)
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+    def where(self, chosen: np.ndarray) -> "Pairs":
+        """The pairs that a mask or an index array chooses."""
+        return Pairs(self.query[chosen], self.row[chosen], self.lower[chosen], self.upper[chosen])
+
+    def groups(self, num_queries: int) -> np.ndarray:
+        """[Q + 1], where each query's pairs begin."""
+        return np.searchsorted(self.query, np.arange(num_queries + 1))
+
+
+class Candidates:
+    """The pairs that may be among the k best of one end of the ranking.
+
+    Args:
+        num_queries: Q.
+        k: How many a query wants.
+        largest: Whether high scores are best. If not, scores are negated inside: bounds are of the negated score.
+    """
+
+    def __init__(self, num_queries: int, k: int, largest: bool):
+        self.k = k
+        self.largest = largest
+        self._num_queries = num_queries
+        self._parts: list[Pairs] = []
+        self._count = 0
+        self._tight_count = 0
+        self._threshold = np.full(num_queries, -np.inf, np.float32)  # what k rows reach for certain
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, scores: Bounded, row: int) -> None:
+        """Takes in what can matter of a block of rows, the first of which is number `row` of the scan."""
+        centre = scores.centre if self.largest else -scores.centre
+        reach = centre if scores.radius is None else centre + scores.radius
+        constant = scores.constant.cpu().numpy()
+        least = torch.from_numpy(np.nextafter(self._threshold - constant, -np.float32(np.inf)))
+        chosen = _places(reach >= least.to(centre.device)[:, None])
+        if not len(chosen):
+            return
+        query = (chosen // centre.shape[1]).astype(np.int32)
+        index = torch.from_numpy(chosen).to(centre.device)
+        middle = centre.reshape(-1)[index].cpu().numpy()
+        radius = (
+            constant[query]
+            if scores.radius is None
+            else constant[query] + scores.radius.reshape(-1)[index].cpu().numpy()
+        )
+        self._parts.append(Pairs(query, row + chosen % centre.shape[1], middle - radius, middle + radius))
+        self._count += len(query)
+        if self._count >= max(self._num_queries * self.k, _TIGHTEN * self._tight_count):
+            self.tighten()
+
+    def tighten(self) -> None:
+        """Raises each query's threshold to the k-th of its lower bounds, and drops the pairs that it leaves behind."""
+        pairs = Pairs.concatenate(self._parts) if self._parts else Pairs.none()
+        starts = pairs.groups(self._num_queries)
+        for query in np.flatnonzero(np.diff(starts) >= self.k):
+            lower = pairs.lower[starts[query] : starts[query + 1]]
+            kth = np.partition(lower, len(lower) - self.k)[len(lower) - self.k]
+            self._threshold[query] = max(self._threshold[query], kth)
+        self._keep(pairs)
+
+    def raise_threshold(self, scores: np.ndarray) -> None:
+        """Sets thresholds to scores that k rows are known to reach, [Q] float64 (negated for the lowest), −inf if none."""
+        known = np.nextafter(scores.astype(np.float32), -np.float32(np.inf))
+        self._threshold = np.maximum(self._threshold, known)
+
+    def likely(self) -> Pairs:
+        """Takes out each query's k pairs with the highest middles: the likely winners."""
+        self.tighten()
+        [pairs] = self._parts
+        starts = pairs.groups(self._num_queries)
+        chosen = []
+        for start, end in itertools.pairwise(starts):
+            if end - start > self.k:
+                middle = pairs.lower[start:end] + pairs.upper[start:end]
+                chosen.append(start + np.argpartition(middle, end - start - self.k)[end - start - self.k :])
+            else:
+                chosen.append(np.arange(start, end))
+        mask = np.zeros(len(pairs), bool)
+        mask[np.concatenate(chosen)] = True
+        self._parts = [pairs.where(~mask)]
+        self._count = len(self._parts[0])
+        return pairs.where(mask)
+
+    def rest(self) -> Pairs:
+        """Takes out the pairs that are left above the thresholds."""
+        self._keep(Pairs.concatenate(self._parts) if self._parts else Pairs.none())
+        [pairs] = self._parts
+        self._parts, self._count, self._tight_count = [], 0, 0
+        return pairs
+
+    def _keep(self, pairs: Pairs) -> None:
+        kept = pairs.where(pairs.upper >= self._threshold[pairs.query])
+        self._parts, self._count, self._tight_count = [kept], len(kept), len(kept)
+
+
+def _places(mask: torch.Tensor) -> np.ndarray:
+    """Where a [Q, rows] mask is true, as flat positions in ascending order."""
+    if mask.device.type == "cpu":
+        return np.flatnonzero(mask.numpy())  # ten times as fast as torch's nonzero
+    return mask.reshape(-1).nonzero().reshape(-1).cpu().numpy()

@@ -1,0 +1,44 @@
+"""What the winners of a scan say: ids, texts and positions of single rows."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trackstar import storage
+from trackstar.errors import TrackStarError
+from trackstar.item_file import read_footer
+
+
+def fetch_passages(uri: str, rows: Sequence[int] | np.ndarray) -> tuple[list[str], list[str] | None, list[int]]:
+    """Ids, texts (None where the index holds none) and positions of rows of a file, in the order asked for.
+
+    Only the row groups that hold them are read, and of these not the encodings.
+
+    Raises:
+        TrackStarError: the file is damaged, or has no such row.
+    """
+    wanted = np.asarray(rows, np.int64)
+    with storage.open_input(uri) as source:
+        footer = read_footer(uri, source)
+        file = pq.ParquetFile(source, metadata=footer)
+        columns = [name for name in ("example_id", "text", "position") if name in file.schema_arrow.names]
+        if not len(wanted):
+            return [], [] if "text" in columns else None, []
+        if wanted.min() < 0 or wanted.max() >= footer.num_rows:
+            raise TrackStarError(
+                f"{uri}: rows {wanted.min()} to {wanted.max()} were asked for; it has {footer.num_rows}"
+            )
+        sizes = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        group_of = np.searchsorted(starts, wanted, side="right") - 1
+        groups = np.unique(group_of)
+        try:
+            table = file.read_row_groups(groups.tolist(), columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise TrackStarError(f"{uri}: cannot be read ({error})") from error
+    read_starts = np.concatenate([[0], np.cumsum([sizes[group] for group in groups])])
+    table = table.take(pa.array(wanted - starts[group_of] + read_starts[np.searchsorted(groups, group_of)]))
+    texts = table["text"].to_pylist() if "text" in columns else None
+    return table["example_id"].to_pylist(), texts, table["position"].to_pylist()
