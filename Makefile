@@ -58,8 +58,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "installing torch $(or $(TORCH),$(TORCH_VERSION), CPU build)"
 	@if test -n "$(TORCH)"; then $(PIP) install "$(TORCH)"; \
 	elif $(PIP) install --quiet "torch==$(TORCH_VERSION)+cpu" 2>/dev/null; then :; \
-	elif test "$$(uname)" = Darwin; then $(PIP) install "torch==$(TORCH_VERSION)"; \
-	else $(PIP) install --index-url https://download.pytorch.org/whl/cpu "torch==$(TORCH_VERSION)"; fi
+	else $(PIP) install "torch==$(TORCH_VERSION)"; fi
 	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 

@@ -5,6 +5,7 @@ Items whose file exists are done, so a run that broke off is taken up by startin
 
 import argparse
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -53,9 +54,8 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     encoded.check_failures()
     encoded.check_rejects(index, args.max_reject_fraction)
     version = index.commit(encoded.files)
-    say(
-        f"{args.index}: version {version}: {encoded.counts.examples:,} examples in {len(encoded.files)} files; next: trackstar score"
-    )
+    what = f"{encoded.counts.examples:,} examples in {len(encoded.files)} files"
+    say(f"{args.index}: version {version}: {what}; next: trackstar score")
     return cli.EXIT_DONE
 
 
@@ -100,12 +100,12 @@ class Encoded:
         if not counts.rejected:
             return
         fraction = counts.rejected / max(1, counts.records)
-        where = storage.join(index.uri, "rejects")
-        summary = f"{counts.rejected:,} of {counts.records:,} records ({fraction:.2%}) could not be encoded; each with its reason in {where}"
-        reasons = "\n  ".join(
-            f"{reject.shard}:{reject.position}: {reject.reason}"
-            for reject, _ in zip(index.rejects([file.key for file in self.files]), range(5), strict=False)
+        summary = (
+            f"{counts.rejected:,} of {counts.records:,} records ({fraction:.2%}) could not be encoded; "
+            f"each with its reason in {storage.join(index.uri, 'rejects')}"
         )
+        first = itertools.islice(index.rejects([file.key for file in self.files]), 5)
+        reasons = "\n  ".join(f"{reject.shard}:{reject.position}: {reject.reason}" for reject in first)
         if fraction > limit:
             raise runner.PipelineError(
                 f"{summary}. The limit is {limit:.2%}, so nothing was committed; the first:\n  {reasons}\n"

@@ -91,6 +91,11 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
     return main([name, *(sys.argv[1:] if argv is None else argv)])
 
 
+def call(name: str, words: Sequence[str]) -> int:
+    """Runs one command from within another: its exit code, or its exception."""
+    return _run_command(name, COMMANDS[name], words)
+
+
 def _take_debug(words: list[str]) -> bool:
     end = words.index("--") if "--" in words else len(words)
     found = "--debug" in words[:end]

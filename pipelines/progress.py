@@ -16,15 +16,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
-
-from trackstar import storage
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -111,10 +108,6 @@ class _Folder:
             sum(reading.work for reading in readings),
             sum(reading.count for reading in readings),
         )
-
-    def finish(self, item: str, work: float, count: int) -> None:
-        """Takes an item as done, whatever was reported of it."""
-        self._items[item] = Reading(1, work, count)
 
     def _take(self, item: str, work: str, count: str, finished: str) -> None:
         known = self._items.get(item, Reading())
@@ -224,34 +217,6 @@ class Progress:
                 reading = self.read()
                 text = self._describe(reading) + self._left(reading)
                 bar.update(task, completed=reading.work, text=text if reading != Reading() else "starting")
-
-
-class FileProgress(Progress):
-    """Progress by the files that appear, one a work item; what workers report of unfinished items counts beside.
-
-    Reporters name an item by the URI of its file and report bytes as both work and count. Object stores are not
-    looked at: only what is reported counts there.
-
-    Args:
-        label: What is being done.
-        files: URI of each file that is to appear → size of its work item, in `unit`.
-        unit: Unit of the sizes, "B" for bytes.
-    """
-
-    def __init__(self, label: str, files: Mapping[str, int], unit: str = "B", **settings: Any):
-        super().__init__(label, sum(files.values()), len(files), unit, **settings)
-        self._sizes = files
-        self._missing = {uri: path for uri in files if (path := storage.local_path(uri)) is not None}
-
-    def read(self) -> Reading:
-        """Sums over the files that are there and the reports of the others."""
-        if not self.enabled:
-            return Reading()
-        present = [uri for uri, path in self._missing.items() if path.exists()]
-        for uri in present:
-            del self._missing[uri]
-            self._folder.finish(uri, self._sizes[uri], self._sizes[uri])
-        return self._folder.read()
 
 
 def _amount(number: float, unit: str) -> str:

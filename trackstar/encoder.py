@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from trackstar import second_moments
+from trackstar import second_moments, threads
 from trackstar.batching import Example, collate, plan_batches
 from trackstar.encodings import Encodings
 from trackstar.errors import TrackStarError
@@ -155,7 +155,7 @@ class EncoderSource:
         Raises:
             TrackStarError: one of them is missing or does not belong to the spec.
         """
-        torch.set_num_threads(self.threads)
+        threads.use(self.threads)
         spec = Spec.from_json(self.spec_json)
         device = choose_device(self.device)
         loaded = load_model(self.model, spec.model_dtype, device, self.allow_low_coverage)

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from pipelines import logs, progress, runner
-from pipelines.progress import FileProgress, Progress, Reading, Reporter
+from pipelines.progress import Progress, Reading, Reporter
 from tests.pipelines import toys
 
 
@@ -121,21 +121,6 @@ def test_log_lines_stand_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
         _wait_for(lambda: "1/4 items" in terminal.getvalue())
     assert sys.stderr is terminal
     assert "a line of its own\n" in terminal.getvalue()
-
-
-def test_files_that_appear_are_progress(tmp_path: pathlib.Path) -> None:
-    folder = tmp_path / "my Größen"
-    folder.mkdir()
-    uris = {str(folder / name): size for name, size in (("a", 1000), ("b", 3000), ("c", 500))}
-    with FileProgress("encoding", uris) as shown:
-        assert (shown.total, shown.items) == (4500, 3)
-        assert shown.read() == Reading()
-        (folder / "b").touch()
-        shown.reporter.report(str(folder / "a"), 250.0, 250)
-        assert shown.read() == Reading(1, 3250.0, 3250)
-        (folder / "a").touch()
-        assert shown.read() == Reading(2, 4000.0, 4000)
-        assert shown.read() == Reading(2, 4000.0, 4000)
 
 
 @pytest.mark.parametrize(

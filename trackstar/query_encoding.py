@@ -16,6 +16,7 @@ from trackstar.encoder import Encoder, precondition_and_normalise
 from trackstar.errors import TrackStarError
 from trackstar.index import Index
 from trackstar.preconditioner import GramSum, Preconditioner, change_of_preconditioner, mix, mixing_weight
+from trackstar.queries import Change, QuerySet
 from trackstar.results import Query
 from trackstar.tokenization import UnusableRecordError
 
@@ -51,14 +52,12 @@ def project_queries(encoder: Encoder, queries: Sequence[Query], uri: str) -> Non
 class PreparedQueries:
     """Encoded queries, and what the scan has to do to the stored encodings."""
 
-    vectors: torch.Tensor
-    """φ of the queries under the preconditioner that scores are taken with: float32 [N, d]."""
-    norms: torch.Tensor
-    """‖R^(-1/2) E‖ of each query: float32 [N]."""
+    queries: QuerySet
+    """φ of the queries under the preconditioner that scores are taken with."""
     losses: torch.Tensor
     """float32 [N]."""
-    change: torch.Tensor | None
-    """M_b = R^(-1/2) R_train^(1/2), float32 [number of blocks, d_b, d_b]; None where scores are taken under R_train."""
+    change: Change | None
+    """From R_train to that preconditioner; None where it is R_train."""
     mixing: float
     """λ of R = λ R_eval + (1 − λ) R_train; 0 without R_eval."""
 
@@ -92,11 +91,11 @@ def prepare_queries(
         if task_hessian not in ("auto", "none"):
             raise TrackStarError(f"--task_hessian {task_hessian}: this index has no R_train (fit --preconditioner none)")
         vectors, norms = precondition_and_normalise(gradients, None, spec.normalisation)
-        return PreparedQueries(vectors, norms, losses, None, 0.0)
+        return PreparedQueries(QuerySet(vectors, norms), losses, None, 0.0)
     train = Preconditioner.load(storage.join(index.uri, "preconditioner"))
     if task_hessian == "none":
         vectors, norms = precondition_and_normalise(gradients, train.inverse_root, spec.normalisation)
-        return PreparedQueries(vectors, norms, losses, None, 0.0)
+        return PreparedQueries(QuerySet(vectors, norms), losses, None, 0.0)
     if task_hessian == "auto":
         total = GramSum(spec.num_blocks, spec.block_dimension)
         total.add(gradients)
@@ -112,4 +111,5 @@ def prepare_queries(
     tell(f"R = λ R_eval + (1 − λ) R_train with λ = {weight:.4g} (R_eval of {evaluation.count:,} queries)")
     mixed = mix(train, evaluation, weight)
     vectors, norms = precondition_and_normalise(gradients, mixed.inverse_root, spec.normalisation)
-    return PreparedQueries(vectors, norms, losses, change_of_preconditioner(train, mixed), weight)
+    change = Change(change_of_preconditioner(train, mixed), spec.normalisation)
+    return PreparedQueries(QuerySet(vectors, norms), losses, change, weight)

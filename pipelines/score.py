@@ -1,0 +1,329 @@
+"""Finds each query's proponents and opponents: the examples with the highest and lowest scores in the whole index.
+
+Every encoding is scored against every query, exactly: no sampling, no pre-filter. With --task_hessian auto the preconditioner is
+R = λ R_eval + (1 − λ) R_train, R_eval from these queries; the index need not be built again for it.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.metrics import Metrics
+from apache_beam.utils.shared import Shared
+
+from pipelines import cli, flag_types, options, runner
+from pipelines.build_index import encoder_source
+from pipelines.progress import Progress, Reporter, say
+from pipelines.workers import EncoderDoFn, OneByOne, add_model_arguments
+from trackstar import storage, threads
+from trackstar.encoder import EncoderSource
+from trackstar.errors import TrackStarError
+from trackstar.index import DataFile, Index
+from trackstar.models import choose_device
+from trackstar.queries import Change, QuerySet
+from trackstar.query_encoding import prepare_queries, project_queries, queries_key
+from trackstar.results import Query, Ranking, Result, read_queries, write_results
+from trackstar.passages import fetch_passages
+from trackstar.scoring import ScanSettings, scan_files
+from trackstar.topk import TopK
+
+Tops = tuple[TopK, TopK | None]
+Passages = dict[tuple[str, int], str]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
+    parser.add_argument("--index", required=True, metavar="DIR", help="the index that `trackstar build-index` filled")
+    parser.add_argument(
+        "--queries", required=True, metavar="FILE", help="JSONL: inputs_plaintext, targets_plaintext, …"
+    )
+    parser.add_argument("--output", required=True, metavar="FILE", help="results, JSONL")
+    add_model_arguments(parser)
+    group = parser.add_argument_group("the ranking")
+    group.add_argument("--top_k", type=flag_types.positive, default=100, metavar="N", help="proponents a query")
+    group.add_argument(
+        "--opponents", type=options.boolean, default=True, metavar="true|false", help="look for as many opponents, too"
+    )
+    group.add_argument(
+        "--task_hessian",
+        default="auto",
+        metavar="auto|none|DIR",
+        help="auto: mix R_eval of these queries into the preconditioner; none: R_train alone; or the folder of an R_eval",
+    )
+    group.add_argument("--keep_task_hessian", metavar="DIR", help="keep R_eval there, for --task_hessian of later runs")
+    group.add_argument(
+        "--task_mixing", type=flag_types.fraction, metavar="X", help="λ of R = λ R_eval + (1−λ) R_train (crossing rule)"
+    )
+    group.add_argument(
+        "--unit_norm",
+        type=options.boolean,
+        default=True,
+        metavar="true|false",
+        help="false multiplies each score by the norms that encodings were divided by (for comparisons)",
+    )
+    group.add_argument("--query_set", metavar="NAME", help="the results' field query_set (the queries file's name)")
+    run = parser.add_argument_group("the run")
+    run.add_argument("--version", type=flag_types.natural, metavar="N", help="snapshot of the index (the last)")
+    run.add_argument(
+        "--scan_bytes",
+        type=flag_types.positive,
+        default=4 << 30,
+        metavar="N",
+        help="bytes of the index that one element of work scans",
+    )
+    run.add_argument(
+        "--scan_threads", type=flag_types.natural, default=0, metavar="N", help="threads a worker; 0: the cores' share"
+    )
+
+
+def run(args: argparse.Namespace, beam_args: list[str]) -> int:
+    """Encodes the queries, scans the index, writes the results."""
+    index = Index.open(args.index)
+    snapshot = index.snapshot(args.version)
+    queries = read_queries(args.queries)
+    work = storage.join(index.uri, "queries", queries_key(index.spec.hash, queries))
+    parts = encode_queries(queries, encoder_source(args, index), work, beam_args)
+    prepared = prepare_queries(index, parts, args.task_hessian, args.task_mixing, args.keep_task_hessian, say)
+    scan = Scan(
+        queries_uri=storage.join(work, "queries.safetensors"),
+        change_uri=storage.join(work, "change.safetensors") if prepared.change else None,
+        settings=ScanSettings(args.top_k, args.opponents, args.unit_norm, args.device),
+        threads=args.scan_threads or max(1, threads.cores() // runner.num_local_workers(beam_args)),
+    )
+    prepared.queries.save(scan.queries_uri)
+    if prepared.change:
+        prepared.change.save(scan.change_uri or "")
+    elements = group_files(snapshot.files, args.scan_bytes)
+    total = float(snapshot.num_bytes)
+    with Progress("scanning", total, len(elements), "examples", enabled=runner.is_local(beam_args)) as progress:
+        transform = ScoreIndex(
+            elements=elements,
+            scan=scan,
+            queries=queries,
+            query_set=args.query_set or PurePosixPath(args.queries).name.split(".")[0],
+            output=args.output,
+            reporter=progress.reporter,
+        )
+        runner.run_pipeline(lambda pipeline: pipeline | "ScoreIndex" >> transform, beam_args)
+    storage.delete(work)
+    say(f"{args.output}: {len(queries):,} queries against {snapshot.num_rows:,} examples (version {snapshot.version})")
+    return cli.EXIT_DONE
+
+
+def encode_queries(queries: Sequence[Query], source: EncoderSource, work: str, beam_args: Sequence[str]) -> list[str]:
+    """Runs the pipeline that leaves the queries' projected gradients in files; returns these in order."""
+    size = 64
+    groups = [list(queries[start : start + size]) for start in range(0, len(queries), size)]
+    uris = [storage.join(work, f"part-{number:05d}.safetensors") for number in range(len(groups))]
+    missing = [(uri, group) for uri, group in zip(uris, groups, strict=True) if not storage.exists(uri)]
+    if missing:
+        say(f"encoding {len(queries):,} queries")
+        transform = EncodeQueries(missing, source)
+        runner.run_pipeline(lambda pipeline: pipeline | "EncodeQueries" >> transform, beam_args)
+    return uris
+
+
+def group_files(files: Sequence[DataFile], scan_bytes: int) -> list[list[DataFile]]:
+    """Neighbouring files together, as many as stay under `scan_bytes`; at least one group, if only an empty one."""
+    groups: list[list[DataFile]] = [[]]
+    size = 0
+    for file in files:
+        if groups[-1] and size + file.num_bytes > scan_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(file)
+        size += file.num_bytes
+    return groups
+
+
+@dataclasses.dataclass
+class EncodeQueries(beam.PTransform):
+    """Groups of queries → files of projected gradients.
+
+    Args:
+        groups: (file, queries) pairs.
+        source: The encoder.
+    """
+
+    groups: list[tuple[str, list[Query]]]
+    source: EncoderSource
+
+    def expand(self, root: Any) -> Any:
+        return root | OneByOne(self.groups) | "EncodeGroup" >> beam.ParDo(EncodeGroup(self.source))
+
+
+class EncodeGroup(EncoderDoFn):
+    """Projects one group of queries."""
+
+    def process(self, element: tuple[str, list[Query]]) -> Iterator[str]:
+        uri, queries = element
+        if not storage.exists(uri):
+            project_queries(self.loaded(), queries, uri)
+        yield uri
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """What a worker needs to scan files; the large parts are files that it opens once.
+
+    Args:
+        queries_uri: A `QuerySet`.
+        change_uri: A `Change`, or None.
+        settings: How to score.
+        threads: Threads of torch.
+    """
+
+    queries_uri: str
+    change_uri: str | None
+    settings: ScanSettings
+    threads: int
+
+
+@dataclasses.dataclass
+class ScoreIndex(beam.PTransform):
+    """Files of the index → results. Scores meet in a merge of top-k arrays; no encoding leaves its worker.
+
+    Args:
+        elements: Groups of files, each scanned by one worker.
+        scan: What to scan them with.
+        queries: The queries, in order.
+        query_set: Name of the set.
+        output: Results file.
+        reporter: Where progress goes.
+    """
+
+    elements: list[list[DataFile]]
+    scan: Scan
+    queries: list[Query]
+    query_set: str
+    output: str
+    reporter: Reporter
+
+    def expand(self, root: Any) -> Any:
+        numbered = list(enumerate(self.elements))
+        tops = (
+            root
+            | OneByOne(numbered)
+            | "ScanFiles" >> beam.ParDo(ScanFiles(self.scan, self.reporter))
+            | "MergeTops" >> beam.CombineGlobally(MergeTops())
+        )
+        passages = (
+            tops
+            | "Winners" >> beam.FlatMap(winners)
+            | "WinnersToAnyWorker" >> beam.Reshuffle()
+            | "FetchPassages" >> beam.Map(fetch)
+            | "AllPassages" >> beam.combiners.ToList()
+        )
+        return passages | "WriteResults" >> beam.Map(
+            write, beam.pvalue.AsSingleton(tops), self.queries, self.query_set, self.output
+        )
+
+
+class ScanFiles(beam.DoFn):
+    """A group of files → its best rows for all queries."""
+
+    def __init__(self, scan: Scan, reporter: Reporter):
+        self._scan = scan
+        self._reporter = reporter
+        self._shared = Shared()
+        self._loaded: _Loaded | None = None
+        self._rows = Metrics.counter("trackstar", "num_scored_examples")
+
+    def setup(self) -> None:
+        """Opens queries and change once a process."""
+        threads.use(self._scan.threads)
+        self._loaded = self._shared.acquire(lambda: _Loaded(self._scan), tag=self._scan)
+
+    def process(self, element: tuple[int, list[DataFile]]) -> Iterator[Tops]:
+        assert self._loaded is not None
+        number, files = element
+        tops = scan_files(
+            [file.uri for file in files], self._loaded.queries, self._loaded.settings, self._loaded.change
+        )
+        rows = sum(file.num_rows for file in files)
+        self._rows.inc(rows)
+        self._reporter.report(str(number), sum(file.num_bytes for file in files), rows, finished=True)
+        yield tops
+
+
+class _Loaded:
+    """Queries and change, as `Shared` needs them: one object that can be referred to weakly."""
+
+    def __init__(self, scan: Scan):
+        self.queries = QuerySet.load(scan.queries_uri)
+        self.change = Change.load(scan.change_uri) if scan.change_uri else None
+        self.settings = dataclasses.replace(scan.settings, device=str(choose_device(scan.settings.device)))
+
+
+class MergeTops(beam.CombineFn):
+    """Merges top-k arrays; the result does not depend on how they are grouped."""
+
+    def create_accumulator(self) -> list[Tops]:
+        return []
+
+    def add_input(self, accumulator: list[Tops], element: Tops) -> list[Tops]:
+        return [_merged([*accumulator, element])]
+
+    def merge_accumulators(self, accumulators: Iterable[list[Tops]]) -> list[Tops]:
+        tops = [element for accumulator in accumulators for element in accumulator]
+        return [_merged(tops)] if tops else []
+
+    def extract_output(self, accumulator: list[Tops]) -> Tops | None:
+        return accumulator[0] if accumulator else None
+
+
+def _merged(tops: Sequence[Tops]) -> Tops:
+    opponents = [part for _, part in tops if part is not None]
+    return TopK.merge([part for part, _ in tops]), TopK.merge(opponents) if opponents else None
+
+
+def winners(tops: Tops) -> Iterator[tuple[str, list[int]]]:
+    """The rows whose texts are needed, file by file."""
+    rows: dict[str, set[int]] = {}
+    for top in tops:
+        if top is not None:
+            for file, row in zip(top.files.tolist(), top.rows.tolist(), strict=True):
+                rows.setdefault(top.uris[file], set()).add(row)
+    for uri in sorted(rows):
+        yield uri, sorted(rows[uri])
+
+
+def fetch(needed: tuple[str, list[int]]) -> Passages:
+    """Texts of some rows of one file; empty strings where the index holds none."""
+    uri, rows = needed
+    _, texts, _ = fetch_passages(uri, rows)
+    return {(uri, row): text for row, text in zip(rows, texts or [""] * len(rows), strict=True)}
+
+
+def write(passages: list[Passages], tops: Tops | None, queries: list[Query], query_set: str, output: str) -> None:
+    """Writes the results file."""
+    if tops is None:
+        raise TrackStarError("the scan gave nothing: the pipeline lost its elements")
+    texts = {key: text for part in passages for key, text in part.items()}
+    write_results(
+        output,
+        (
+            Result(query, query_set, _ranking(tops[0], number, texts), _ranking(tops[1], number, texts))
+            for number, query in enumerate(queries)
+        ),
+    )
+
+
+def _ranking(top: TopK | None, query: int, texts: Passages) -> Ranking:
+    if top is None:
+        return Ranking()
+    span = top.entries(query)
+    places = [(top.uris[f], row) for f, row in zip(top.files[span].tolist(), top.rows[span].tolist(), strict=True)]
+    return Ranking([texts[place] for place in places], top.example_ids[span].to_pylist(), top.scores[span].tolist())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m pipelines.score`."""
+    return cli.run_command("score", argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
