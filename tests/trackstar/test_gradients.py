@@ -7,7 +7,8 @@ from torch import nn
 from tests.tiny_models import ARCHITECTURES, VOCABULARY, tiny_model
 from trackstar.batching import Example, collate
 from trackstar.errors import TrackStarError
-from trackstar.gradients import GradientEngine, PlainHead, ProjectingSink, SquareSumSink
+from trackstar.gradients import GradientEngine, ProjectingSink, SquareSumSink
+from trackstar.head import PlainHead
 from trackstar.models import block_layout, prepare_model
 from trackstar.projection import projection
 from trackstar.second_moments import Exact, Factored, SecondMoments
@@ -49,9 +50,7 @@ def random_moments(weights, kind: str) -> SecondMoments | None:
         return None
     if kind == "exact":
         return SecondMoments("adamw", 1e-4, {w.name: Exact(positive(w.outputs, w.inputs)) for w in weights})
-    return SecondMoments(
-        "adafactor", 0.0, {w.name: Factored(positive(w.outputs), positive(w.inputs)) for w in weights}
-    )
+    return SecondMoments("adafactor", 0.0, {w.name: Factored(positive(w.outputs), positive(w.inputs)) for w in weights})
 
 
 def reference(loaded, example, layout, d0, d1, seed, moments) -> tuple[float, torch.Tensor]:
@@ -116,7 +115,7 @@ def test_many_chunks_of_logits_equal_one(monkeypatch: pytest.MonkeyPatch) -> Non
     layout = block_layout(loaded.weights, "blocks", 8)
     results = []
     for limit in (64 << 20, 4 * VOCABULARY * 3):  # the second: three tokens a chunk
-        monkeypatch.setattr("trackstar.gradients._LOGIT_BYTES", limit)
+        monkeypatch.setattr("trackstar.head._LOGIT_BYTES", limit)
         sink = ProjectingSink(loaded.weights, layout, 6, 5, 3, None)
         with GradientEngine(loaded, sink) as engine:
             losses = engine.run(collate(examples()))
@@ -150,5 +149,8 @@ def test_rows_that_belong_to_no_example_are_an_error() -> None:
     model.model.layers[1].mlp = Routed(model.model.layers[1].mlp)
     loaded = prepare_model(model)
     sink = ProjectingSink(loaded.weights, block_layout(loaded.weights, "blocks", 8), 4, 4, 0, None)
-    with GradientEngine(loaded, sink) as engine, pytest.raises(TrackStarError, match=r"mlp.inner.*cannot be attributed"):
+    with (
+        GradientEngine(loaded, sink) as engine,
+        pytest.raises(TrackStarError, match=r"mlp.inner.*cannot be attributed"),
+    ):
         engine.run(collate(examples()))
