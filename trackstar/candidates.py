@@ -76,20 +76,20 @@ class Candidates:
     def add(self, scores: Bounded, row: int) -> None:
         """Takes in what can matter of a block of rows, the first of which is number `row` of the scan."""
         centre = scores.centre if self.largest else -scores.centre
-        reach = centre if scores.radius is None else centre + scores.radius
         constant = scores.constant.cpu().numpy()
-        least = torch.from_numpy(np.nextafter(self._threshold - constant, -np.float32(np.inf)))
-        chosen = _places(reach >= least.to(centre.device)[:, None])
+        if not self._count and centre.shape[1] >= self.k:
+            surely = centre if scores.radius is None else centre - scores.radius
+            last = centre.shape[1] - self.k
+            kth = np.partition(surely.cpu().numpy(), last, axis=1)[:, last] - constant
+            self._threshold = np.maximum(self._threshold, kth)
+        reach = centre if scores.radius is None else centre + scores.radius
+        chosen = _places(reach, np.nextafter(self._threshold - constant, -np.float32(np.inf)))
         if not len(chosen):
             return
         query = (chosen // centre.shape[1]).astype(np.int32)
-        index = torch.from_numpy(chosen).to(centre.device)
-        middle = centre.reshape(-1)[index].cpu().numpy()
-        radius = (
-            constant[query]
-            if scores.radius is None
-            else constant[query] + scores.radius.reshape(-1)[index].cpu().numpy()
-        )
+        middle, radius = _at(centre, chosen), constant[query]
+        if scores.radius is not None:
+            radius = radius + _at(scores.radius, chosen)
         self._parts.append(Pairs(query, row + chosen % centre.shape[1], middle - radius, middle + radius))
         self._count += len(query)
         if self._count >= max(self._num_queries * self.k, _TIGHTEN * self._tight_count):
@@ -135,13 +135,24 @@ class Candidates:
         self._parts, self._count, self._tight_count = [], 0, 0
         return pairs
 
+    def above(self, pairs: Pairs) -> Pairs:
+        """Those of the pairs that the thresholds leave."""
+        return pairs.where(pairs.upper >= self._threshold[pairs.query])
+
     def _keep(self, pairs: Pairs) -> None:
-        kept = pairs.where(pairs.upper >= self._threshold[pairs.query])
+        kept = self.above(pairs)
         self._parts, self._count, self._tight_count = [kept], len(kept), len(kept)
 
 
-def _places(mask: torch.Tensor) -> np.ndarray:
-    """Where a [Q, rows] mask is true, as flat positions in ascending order."""
-    if mask.device.type == "cpu":
-        return np.flatnonzero(mask.numpy())  # ten times as fast as torch's nonzero
+def _places(scores: torch.Tensor, least: np.ndarray) -> np.ndarray:
+    """Where [Q, rows] scores are at least `least` [Q], as flat positions in ascending order."""
+    if scores.device.type == "cpu":  # NumPy is several times as fast at this as torch
+        return np.flatnonzero(scores.numpy() >= least[:, None])
+    mask = scores >= torch.from_numpy(least).to(scores.device)[:, None]
     return mask.reshape(-1).nonzero().reshape(-1).cpu().numpy()
+
+
+def _at(scores: torch.Tensor, places: np.ndarray) -> np.ndarray:
+    if scores.device.type == "cpu":
+        return scores.numpy().reshape(-1)[places]
+    return scores.reshape(-1)[torch.from_numpy(places).to(scores.device)].cpu().numpy()

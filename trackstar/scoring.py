@@ -7,7 +7,7 @@ scores, ids included, whatever the blocks, files, threads and device.
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ from trackstar.approximate import QueryProduct
 from trackstar.candidates import Candidates, Pairs
 from trackstar.encoding_reader import Chunk, EncodingReader
 from trackstar.errors import TrackStarError
-from trackstar.exact import exact_products
+from trackstar.exact import RowPairs, exact_products, rough_products
 from trackstar.passages import fetch_passages
 from trackstar.queries import Change, QuerySet
 from trackstar.row_weights import RowWeights
@@ -156,7 +156,7 @@ class _Scan:
         for end, candidates in enumerate(self._candidates):
             sign = 1 if candidates.largest else -1
             # First the likely winners: what they reach exactly rules out most of the rest.
-            for take in (candidates.likely, candidates.rest):
+            for take in (candidates.likely, lambda candidates=candidates: self._refined(candidates)):
                 self._best[end] = TopK.merge([self._best[end], self._scored(take(), candidates.largest)])
                 candidates.raise_threshold(sign * self._best[end].kth_scores())
         self._held = []
@@ -196,20 +196,49 @@ class _Scan:
         self._held.append(held)
         return held
 
+    def _refined(self, candidates: Candidates) -> Pairs:
+        """What remains of the candidates when the part of the query that rounding took away is counted too."""
+        pairs = candidates.rest()
+        for chosen, rows in self._row_pairs(pairs):
+            product = self._products[rows.matrices[0].dtype]
+            norms = np.array([held.file.max_norm or 0.0 for held in self._held])  # unknown: nothing gained
+            if product.residual is None or self._held[0].file.weights is not None:
+                continue
+            missing = rough_products(product.residual, rows) * np.float32(1 if candidates.largest else -1)
+            gained = (product.gain[rows.query] * norms[rows.matrix]).astype(np.float32)
+            known = gained > 0
+            pairs.lower[chosen] += np.where(known, missing + gained, 0)
+            pairs.upper[chosen] += np.where(known, missing - gained, 0)
+        return candidates.above(pairs)
+
+    def _places(self, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+        """Which of the chunks in hand each pair's row is in, and where in it."""
+        starts = np.array([held.start for held in self._held])
+        place = np.searchsorted(starts, pairs.row, side="right") - 1
+        return place, pairs.row - starts[place]
+
+    def _row_pairs(self, pairs: Pairs) -> Iterator[tuple[np.ndarray, RowPairs]]:
+        """The pairs by storage type: which ones, and where their rows are."""
+        if not len(pairs):
+            return
+        place, in_chunk = self._places(pairs)
+        matrices = [held.chunk.vectors for held in self._held]
+        for dtype in sorted({matrix.dtype for matrix in matrices}, key=str):
+            chosen = np.flatnonzero(np.array([matrix.dtype == dtype for matrix in matrices])[place])
+            same = [matrix if matrix.dtype == dtype else matrix.new_empty(0, 0, dtype=dtype) for matrix in matrices]
+            yield chosen, RowPairs(pairs.query[chosen], place[chosen], in_chunk[chosen], same)
+
     def _scored(self, pairs: Pairs, largest: bool) -> TopK:
         """The winners among `pairs` by their float64 scores."""
         num_queries, k = len(self._vectors), self._settings.top_k
         if not len(pairs):
             return TopK.empty(num_queries, k, largest)
-        starts = np.array([held.start for held in self._held])
-        place = np.searchsorted(starts, pairs.row, side="right") - 1
-        in_chunk = pairs.row - starts[place]
+        place, in_chunk = self._places(pairs)
         file_row = in_chunk + np.array([held.chunk.row for held in self._held])[place]
 
-        def row(pair: int) -> torch.Tensor:
-            return self._held[place[pair]].chunk.vectors[int(in_chunk[pair])]
-
-        products = exact_products(self._vectors, self._parts, pairs.query, row, torch.get_num_threads())
+        products = np.empty((len(pairs), len(self._parts)))
+        for of_type, row_pairs in self._row_pairs(pairs):
+            products[of_type] = exact_products(self._vectors, self._parts, row_pairs)
         files = {held.file.uri: held.file for held in self._held}
         uris = sorted(files)
         number = {uri: i for i, uri in enumerate(uris)}
@@ -223,7 +252,7 @@ class _Scan:
             weights = files[uri].weights
             if weights is not None:
                 rows, first, inverse = np.unique(file_row[chosen], return_index=True, return_inverse=True)
-                vectors = [row(pair) for pair in chosen[first]]
+                vectors = [self._held[place[pair]].chunk.vectors[in_chunk[pair]] for pair in chosen[first]]
                 products[chosen] *= weights.exact(rows, vectors)[inverse]
         scores = products[:, 0]
         for part in range(1, products.shape[1]):

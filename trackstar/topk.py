@@ -85,15 +85,12 @@ class TopK:
         """
         if not np.isfinite(scores).all():
             raise TrackStarError("a score that is not finite reached the ranking")
-        file_ranks = np.argsort(np.argsort(np.asarray(uris, dtype=object), kind="stable"))
-        keys = (
-            rows,
-            file_ranks[files] if len(uris) else files,
-            _ranks(example_ids),
-            -scores if largest else scores,
-            queries,
-        )
+        keys = [-scores if largest else scores, queries]
         order = np.lexsort(keys)
+        tied = (np.diff(scores[order]) == 0) & (np.diff(queries[order]) == 0)
+        if tied.any():  # strings take long to sort, and mostly no two scores are equal
+            file_ranks = np.argsort(np.argsort(np.asarray(uris, dtype=object), kind="stable"))
+            order = np.lexsort([rows, file_ranks[files], _ranks(example_ids), *keys])
         counts = np.bincount(queries, minlength=num_queries)
         starts = np.concatenate([[0], np.cumsum(counts)])
         place = np.arange(len(order)) - np.repeat(starts[:-1], counts)

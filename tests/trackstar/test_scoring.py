@@ -18,7 +18,7 @@ from trackstar import approximate, encoding_reader, item_file, scoring
 from trackstar.approximate import QueryProduct
 from trackstar.encodings import Encodings
 from trackstar.errors import TrackStarError
-from trackstar.exact import exact_products
+from trackstar.exact import RowPairs, exact_products
 from trackstar.item_file import STORAGE_TYPES, ItemFile
 from trackstar.scoring import Change, QuerySet, ScanSettings, TopK, fetch_passages, scan_file, scan_files
 
@@ -118,9 +118,8 @@ def test_equals_brute_force_where_neighbours_are_close(tmp_path: Path, storage: 
 
 def test_scores_are_right_to_the_last_digits() -> None:
     rows, queries = unit_vectors(3, 5000, 1).bfloat16(), unit_vectors(2, 5000, 2)
-    query_of = np.array([0, 0, 1, 1, 1])
-    row_of = [0, 2, 2, 1, 0]
-    products = exact_products(queries, [slice(0, 5000)], query_of, lambda pair: rows[row_of[pair]], 1)
+    query_of, row_of = np.array([0, 0, 1, 1, 1]), np.array([0, 2, 2, 1, 0])
+    products = exact_products(queries, [slice(0, 5000)], RowPairs(query_of, np.zeros(5, int), row_of, [rows]))
     for product, query, row in zip(products[:, 0], query_of, row_of, strict=True):
         terms = rows[row].double() * queries[int(query)].double()
         assert math.isclose(product, math.fsum(terms.tolist()), abs_tol=1e-17)
@@ -130,20 +129,29 @@ def test_scores_are_right_to_the_last_digits() -> None:
 def test_a_score_does_not_depend_on_its_neighbours_or_threads(dimension: int) -> None:
     rows, queries = unit_vectors(11, dimension, 1).bfloat16(), unit_vectors(5, dimension, 2)
     parts = [slice(0, dimension // 3), slice(dimension // 3, dimension)]
-    query_of, row_of = np.repeat(np.arange(5), 11), np.tile(np.arange(11), 5)
-    whole = exact_products(queries, parts, query_of, lambda pair: rows[row_of[pair]], 1)
+    query_of, row_of, matrix_of = np.repeat(np.arange(5), 11), np.tile(np.arange(11), 5), np.zeros(55, int)
+    whole = exact_products(queries, parts, RowPairs(query_of, matrix_of, row_of, [rows]))
+    assert torch.get_num_threads() == 1
     for threads in (2, 3):
-        again = exact_products(queries, parts, query_of, lambda pair: rows[row_of[pair]], threads)
+        torch.set_num_threads(threads)
+        try:
+            again = exact_products(queries, parts, RowPairs(query_of, matrix_of, row_of, [rows]))
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(1)
         assert again.tobytes() == whole.tobytes()
     for pair in range(0, 55, 9):
-        alone = exact_products(queries, parts, query_of[pair : pair + 1], lambda _, p=pair: rows[row_of[p]], 1)
+        one = slice(pair, pair + 1)
+        alone = exact_products(
+            queries, parts, RowPairs(query_of[one], matrix_of[one] + 1, row_of[one], [rows[:1], rows])
+        )
         assert alone.tobytes() == whole[pair : pair + 1].tobytes()
         terms = rows[row_of[pair]].double().numpy() * queries[query_of[pair]].double().numpy()
         assert alone[0].tolist() == [np.add.reduce(terms[part].copy()) for part in parts]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("adversary", ["random", "rounding", "cancelling", "equal"])
+@pytest.mark.parametrize("adversary", ["random", "rounding", "cancelling", "equal", "parallel"])
 def test_bounds_hold(dtype: torch.dtype, adversary: str) -> None:
     """Also where rounding errors all have one sign, which random vectors never show."""
     dimension = 9000
@@ -156,10 +164,14 @@ def test_bounds_hold(dtype: torch.dtype, adversary: str) -> None:
     elif adversary == "equal":
         rows = torch.full((8, dimension), 0.010009765625)
         queries = torch.full((2, dimension), 0.0100123)
+    elif adversary == "parallel":  # nothing but the output is rounded
+        dimension = 16
+        rows = unit_vectors(200, dimension, 2).bfloat16().float()
+        queries = rows[:50]
     rows = rows.to(dtype)
-    bounded = QueryProduct(queries, [slice(0, dimension)], dtype, torch.device("cpu"))(
-        rows, float(rows.float().norm(dim=1).max()) * 1.0001
-    )
+    norm = float(rows.float().norm(dim=1).max()) * 1.0001
+    product = QueryProduct(queries, [slice(0, dimension)], dtype, torch.device("cpu"))
+    bounded = product(rows, norm)
     true = queries.double() @ rows.double().T
     radius = bounded.constant.double()[:, None] + (0 if bounded.radius is None else bounded.radius.double())
     assert ((bounded.centre.double() - true).abs() <= radius).all()
