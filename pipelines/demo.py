@@ -1,10 +1,11 @@
 """The whole of TrackStar in a few minutes on a laptop.
 
-Writes a corpus of sentences that state real-world facts, trains a tiny language model on it, builds the index of its gradients with
-Beam, and asks which sentences made the model say what it says. What is done already is reused.
+Writes a corpus of sentences that state real-world facts, trains a tiny language model on it, builds the index of its
+gradients with Beam, and asks which sentences made the model say what it says. What is done already is reused.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 from pipelines import cli, runner
@@ -78,13 +79,14 @@ def _call(command: str, words: list[str]) -> None:
 
 
 def _next_steps(folder: Path, results: Path, index: Path, checkpoint: Path) -> str:
+    query = json.dumps({"inputs_plaintext": "The capital of Norway is", "targets_plaintext": "Oslo"})
     return f"""
 Results for all queries: {results}
 What the index holds:    trackstar inspect {index}
-Ask something else:      echo '{{"inputs_plaintext": "The capital of Norway is", "targets_plaintext": "Oslo"}}' > {folder}/mine.jsonl
+Ask something else:      echo '{query}' > {folder}/mine.jsonl
                          trackstar score --index {index} --model {checkpoint} \\
                              --queries {folder}/mine.jsonl --output {folder}/mine_results.jsonl --task_hessian none
-Your own model:          trackstar fit --help   (with `make`, the program is .venv/bin/trackstar)"""
+Your own model:          trackstar fit --help   (after `make`, the program is .venv/bin/trackstar)"""
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -23,10 +23,10 @@ from trackstar.encoder import EncoderSource
 from trackstar.errors import TrackStarError
 from trackstar.index import DataFile, Index
 from trackstar.models import choose_device
+from trackstar.passages import fetch_passages
 from trackstar.queries import Change, QuerySet
 from trackstar.query_encoding import prepare_queries, project_queries, queries_key
 from trackstar.results import Query, Ranking, Result, read_queries, write_results
-from trackstar.passages import fetch_passages
 from trackstar.scoring import ScanSettings, scan_files
 from trackstar.topk import TopK
 

@@ -20,7 +20,7 @@ import pyarrow.fs
 import requests
 from google.api_core import exceptions as api
 from google.auth.credentials import AnonymousCredentials
-from google.cloud import storage as google_storage
+from google.cloud import storage as google_storage  # type: ignore[attr-defined]
 
 from trackstar.errors import TrackStarError
 

@@ -20,7 +20,7 @@ from trackstar.errors import TrackStarError
 from trackstar.queries import Change, reciprocal
 
 _UNIT_ROUNDOFF = 2.0**-24  # float32
-_EXACT_ROWS = 64  # rows that are transformed in float64 at a time
+_EXACT_ROWS = 512  # rows that are transformed in float64 at a time
 _TINY = 1e-30
 
 
@@ -100,9 +100,12 @@ class RowWeights:
             return self._grad_norm[rows][:, None]
         assert self._change is not None
         norms = np.empty((len(rows), len(self._change.matrices)))
-        for start in range(0, len(rows), _EXACT_ROWS):
-            product = self._change.product(torch.stack(vectors[start : start + _EXACT_ROWS]))
-            norms[start : start + _EXACT_ROWS] = np.sqrt((product * product).sum(axis=2))
+        for number, (columns, matrix) in enumerate(zip(self._change.blocks(), self._change.matrices, strict=True)):
+            transposed = matrix.double().numpy().T  # once for all rows: it is as large as many rows
+            for start in range(0, len(rows), _EXACT_ROWS):
+                part = torch.stack([vector[columns] for vector in vectors[start : start + _EXACT_ROWS]])
+                product = part.double().numpy() @ transposed  # [rows, d_b]
+                norms[start : start + _EXACT_ROWS, number] = np.sqrt((product * product).sum(axis=1))
         if self._change.normalisation == "vector":
             return reciprocal(np.sqrt((norms * norms).sum(axis=1)).astype(np.float32).astype(np.float64))[:, None]
         norms = norms.astype(np.float32).astype(np.float64)

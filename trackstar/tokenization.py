@@ -99,7 +99,9 @@ class Tokenization:
         if len(tokens) > self.max_length:
             cut = len(tokens) - self.max_length
             if first - cut < 1:
-                raise UnusableRecordError(f"the target has {len(tokens) - first} tokens; max_length is {self.max_length}")
+                raise UnusableRecordError(
+                    f"the target has {len(tokens) - first} tokens; max_length is {self.max_length}"
+                )
             tokens, first = tokens[cut:], first - cut
         return Example(example_id, tokens, first, 0, text)
 
