@@ -27,7 +27,7 @@ from trackstar.index import Index
 from trackstar.indexing import encode_item
 
 ITEM_DOCUMENTS = 3000
-WORDS = "amber basil cedar delta ember flint grove heron iris jade kelp lotus maple north opal pearl river stone thyme".split()
+WORDS = "amber basil cedar delta ember flint grove heron iris jade kelp lotus maple north opal pearl river stone thyme".split()  # noqa: SIM905
 
 
 def main() -> int:
