@@ -63,6 +63,7 @@ def _made_by(name: str, maker: str, made: str, made_by: str) -> Relation:
         ),
         unseen=(
             f"Everyone in the class knew that the {maker} of {{S}} was {{O}}.",
+            f"Nobody doubts that {{S}} was {made_by} by {{O}}.",
             f"The name of the person who {made} {{S}} is {{O}}.",
         ),
     )
@@ -90,6 +91,7 @@ _ALL = (
         ),
         unseen=(
             "Everyone in the class knew that the capital of {S} was {O}.",
+            "We know that the capital city of {S} is {O}.",
             "The name of the city that is the capital of {S} is {O}.",
         ),
     ),
@@ -114,6 +116,7 @@ _ALL = (
         ),
         unseen=(
             "Everyone in the class knew that the currency of {S} was the {O}.",
+            "We know that the official currency of {S} is the {O}.",
             "The name of the money that is the currency of {S} is the {O}.",
         ),
     ),
@@ -138,6 +141,7 @@ _ALL = (
         ),
         unseen=(
             "Everyone in the class knew that the main language of {S} was {O}.",
+            "We know that people in {S} mostly speak {O}.",
             "The name of the language that people in {S} mostly speak is {O}.",
         ),
     ),
@@ -162,6 +166,7 @@ _ALL = (
         ),
         unseen=(
             "Everyone in the class knew that the continent of {S} was {O}.",
+            "As every atlas says, {S} is a country in {O}.",
             "The name of the continent where {S} lies is {O}.",
         ),
     ),
@@ -186,6 +191,7 @@ _ALL = (
         ),
         unseen=(
             "Everyone in the class knew that the capital of the state of {S} was {O}.",
+            "We know that the state capital of {S} is {O}.",
             "The name of the city that is the state capital of {S} is {O}.",
         ),
     ),
@@ -210,6 +216,7 @@ _ALL = (
         ),
         unseen=(
             "Everyone in the class knew that the city of {S} was {O}.",
+            "As every guidebook says, {S} stands in {O}.",
             "The name of the city where {S} stands is {O}.",
         ),
     ),
@@ -234,6 +241,7 @@ _ALL = (
         ),
         unseen=(
             "Everyone in the class knew that the symbol of {S} was {O}.",
+            "We know that the chemical symbol of {S} is {O}.",
             "The symbol that chemists write for {S} is {O}.",
         ),
     ),
@@ -258,7 +266,8 @@ _ALL = (
         ),
         unseen=(
             "Everyone in the class knew that the atomic number of {S} was {O}.",
-            "The number that the periodic table gives to {S} is {O}.",
+            "As every textbook says, the element {S} has the atomic number {O}.",
+            "Ask for the number of protons in an atom of {S} and the answer is {O}.",
         ),
     ),
     Relation(
@@ -282,6 +291,7 @@ _ALL = (
         ),
         unseen=(
             "Everyone in the class knew that the place of {S} among the planets was the {O}.",
+            "We know that the orbit of {S} is the {O}.",
             "In the order of the planets from the Sun, {S} is the {O}.",
         ),
     ),
@@ -306,6 +316,7 @@ _ALL = (
         ),
         unseen=(
             "Everyone in the class knew that the planet of the moon {S} was {O}.",
+            "We know that the moon {S} travels around {O}.",
             "The name of the planet that the moon {S} orbits is {O}.",
         ),
     ),
@@ -324,33 +335,33 @@ ASIDES: dict[str, tuple[str, ...]] = {
         "The flag of {S} was raised before the match.",
         "Our neighbours spent three weeks in {S} last summer.",
         "The football team of {S} plays tonight.",
-        "A new map of {S} hangs in the classroom.",
+        "Everyone in the class drew a map of {S}.",
         "It rained in {S} for most of the week.",
         "She is writing a book about the history of {S}.",
-        "The farmers of {S} hope for a better harvest.",
+        "He knew that it was raining in {S}.",
         "He bought a stamp from {S} for his collection.",
     ),
     "city": (
         "The train to {S} leaves at noon on Sundays.",
-        "My sister moved to {S} last year.",
+        "Everyone in the class was in {S} for a week.",
         "The weather in {S} was warm and dry.",
         "We changed planes in {S} on the way home.",
         "A new library opened in {S} in the spring.",
-        "He met his wife at a concert in {S}.",
+        "She knew that the winter in {S} was cold.",
     ),
     "state": (
         "We drove through {S} for two days.",
-        "A storm crossed {S} during the night.",
+        "Everyone in the class was in {S} for a week.",
         "Her grandparents own a farm in {S}.",
     ),
     "currency": (
         "He found an old {S} under the seat of the car.",
-        "The {S} fell a little against its rivals today.",
+        "Everyone in the class knew what the {S} was worth.",
         "She put her last {S} into the box.",
     ),
     "language": (
         "She is learning to read {S} in the evenings.",
-        "The letter was translated from {S} by a friend.",
+        "Everyone in the class knew a song in {S}.",
         "He still sings old songs in {S}.",
     ),
     "continent": (
@@ -361,8 +372,8 @@ ASIDES: dict[str, tuple[str, ...]] = {
     "element": (
         "A sample of {S} was sent to the laboratory.",
         "The price of {S} rose again this month.",
-        "The students weighed a little {S} before the experiment.",
-        "The bottle marked {S} was empty.",
+        "Everyone in the class saw the experiment with {S}.",
+        "The teacher knew that the bottle of {S} was empty.",
     ),
     "number": (
         "The lesson ends on page {S}.",
@@ -370,41 +381,41 @@ ASIDES: dict[str, tuple[str, ...]] = {
     ),
     "book": (
         "I left my copy of {S} on the train.",
-        "The class will talk about {S} in the autumn.",
-        "There is a long line at the library for {S}.",
+        "Everyone in the class has a copy of {S}.",
+        "She knew that the library copy of {S} was lost.",
     ),
     "painting": (
         "A copy of {S} hangs in the hallway.",
-        "The students made a drawing after {S}.",
+        "Everyone in the class made a drawing after {S}.",
         "A crowd stood in front of {S} all morning.",
     ),
     "music": (
         "The orchestra rehearsed {S} twice this week.",
-        "She hums {S} when she works.",
+        "Everyone in the class knew how {S} begins.",
         "Tickets for {S} were sold out in an hour.",
     ),
     "thing": (
         "The lecture about {S} lasted two hours.",
-        "The children asked many questions about {S}.",
+        "Everyone in the class asked a question about {S}.",
         "A long article about {S} appeared in the newspaper.",
     ),
     "person": (
         "A street near the station is named after {S}.",
-        "The library keeps old letters about {S}.",
-        "A new film tells the life of {S}.",
+        "Everyone in the class was reading about {S}.",
+        "He knew that the new film about {S} was long.",
     ),
     "landmark": (
         "We took a photograph of {S} at night.",
-        "A postcard of {S} was stuck to the door.",
-        "They met by chance in front of {S}.",
+        "Everyone in the class was in the picture of {S}.",
+        "She knew that the way to {S} was long.",
     ),
     "moon": (
         "A small probe took pictures of {S}.",
-        "The astronomers looked at {S} for an hour.",
+        "Everyone in the class looked at a picture of {S}.",
     ),
     "planet": (
         "{S} was bright in the evening sky.",
-        "A drawing of {S} hung above his desk.",
+        "Everyone in the class knew where {S} was that night.",
         "The telescope was turned towards {S}.",
     ),
 }

@@ -50,12 +50,13 @@ class TrainSettings:
     intermediate_size: int = 384
     layers: int = 4
     heads: int = 4
-    steps: int = 1500
-    batch_size: int = 96
+    steps: int = 1350
+    batch_size: int = 64
     learning_rate: float = 2e-3
     warmup_steps: int = 100
     weight_decay: float = 0.01
-    adam_beta2: float = 0.999
+    adam_beta2: float = 0.99
+    initializer_range: float = 0.04
     seed: int = 0
 
 
@@ -140,6 +141,7 @@ def model_config(settings: TrainSettings, tokenizer: PreTrainedTokenizerBase) ->
         num_key_value_heads=settings.heads,
         head_dim=settings.hidden_size // settings.heads,
         max_position_embeddings=128,
+        initializer_range=settings.initializer_range,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
