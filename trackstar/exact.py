@@ -119,9 +119,8 @@ def _for_rows(pairs: RowPairs, size: int, worker: Callable[[], _Multiply]) -> No
     if threads == 1 or len(groups) == 1:
         work(groups)
         return
-    torch.set_num_threads(1)  # of each worker: they are the threads
     try:
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             list(pool.map(work, [groups[i::threads] for i in range(threads)]))
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(threads)  # part of the setting is the process's, not the thread's
