@@ -19,12 +19,12 @@ from trackstar.demo import answers, train
 from trackstar.demo.corpus import jsonl, write
 from trackstar.demo.report import measure, read_jsonl
 
-FACTS = 5000
+FACTS = 2000
 PATTERNS_PER_FACT = 3
 WORDS_PER_PASSAGE = 60
 SHARDS = 5
 SHOWN = 12
-SETTINGS = train.TrainSettings(vocabulary_size=8192, steps=1600, batch_size=64, learning_rate=3e-3)
+SETTINGS = train.TrainSettings(vocabulary_size=8192, steps=2000, batch_size=64, learning_rate=3e-3)
 
 
 def main() -> int:
