@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-_ROWS = 8  # at a time: their float64 copies stay in cache
-_ROUGH_ROWS = 32
+_ROWS = 32  # at a time
+_ROUGH_ROWS = 64
 
 
 @dataclasses.dataclass(frozen=True)
