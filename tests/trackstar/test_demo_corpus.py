@@ -160,6 +160,9 @@ def test_queries_are_phrased_as_they_say(written):
         else:
             assert query["phrasing"] == "unseen"
             assert sentence not in texts
+    assert {"capital/france/seen": "The capital of France is", "symbol/gold/seen": "The symbol of gold is"}.items() <= {
+        query["example_id"]: query["inputs_plaintext"] for query in queries
+    }.items()
     # Not with another subject or object either: the words around them occur in no training sentence.
     unseen = [template for relation in RELATIONS.values() for template in relation.unseen]
     for template in unseen:

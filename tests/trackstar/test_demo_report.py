@@ -54,12 +54,15 @@ def test_stating_documents_are_read_from_the_annotations(tmp_path):
         read_stating(tmp_path / "missing.jsonl")
 
 
-def test_handful_shows_well_known_facts_that_the_model_answers_once_each():
-    gold, france = result("symbol/gold"), result()
-    wrong = result("currency/japan", answered=False)
+def test_handful_shows_well_known_facts_that_the_model_answers_in_both_phrasings_by_turns():
+    france, france_unseen = result(), result(phrasing="unseen")
+    japan, japan_unseen = result("currency/japan"), result("currency/japan", phrasing="unseen")
+    gold, gold_unseen = result("symbol/gold", answered=False), result("symbol/gold", phrasing="unseen")
+    titan_wrong = result("moon_of/titan", answered=False)
     other = result("capital/chad")
-    again = result(phrasing="unseen")
-    assert handful([other, gold, wrong, again, france]) == [again, gold, other]
+    results = [other, japan, japan_unseen, titan_wrong, gold, gold_unseen, france_unseen, france]
+    assert handful(results) == [france, japan_unseen, gold_unseen]
+    assert handful([titan_wrong, other]) == [other]
 
 
 def test_show_prints_marks_and_only_counts_what_the_model_answers(tmp_path):
@@ -70,12 +73,12 @@ def test_show_prints_marks_and_only_counts_what_the_model_answers(tmp_path):
     output = io.StringIO()
     show({"TrackStar": good, "plain gradient dot product": plain}, facts, Console(file=output, width=120))
     lines = output.getvalue().splitlines()
-    assert any("Prompt of capital/france is → Target" in line for line in lines)
+    assert any("Prompt of capital/france is → Target   (a phrasing of the corpus)" in line for line in lines)
     assert any("no" in line.split() and "Text of d5." in line for line in lines)
     assert any("yes" in line.split() and "Text of d1." in line for line in lines)
 
     def figures(start):
-        return next(line.replace("│", " ").split()[-3:] for line in lines if start in line and "all" in line)
+        return next(line.replace("│", " ").split()[-5:] for line in lines if start in line)
 
-    assert figures("TrackStar") == ["2", "1.00", "0.75"]
-    assert figures("plain gradient") == ["2", "0.50", "0.50"]
+    assert figures("TrackStar") == ["2", "of", "3", "1.00", "0.75"]
+    assert figures("plain gradient") == ["2", "of", "3", "0.50", "0.50"]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from trackstar.demo.corpus import jsonl, write
@@ -25,6 +26,7 @@ def answer_queries(queries: Path, checkpoint: Path) -> Path:
     asked = read_jsonl(queries)
     if path.is_file() and [_without_answer(query) for query in read_jsonl(path)] == asked:
         return path
+    transformers.logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     correct = answers(model, tokenizer, asked)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trackstar.demo.facts import Fact, all_facts, element_descriptions, things
+from trackstar.demo.facts import WELL_KNOWN, Fact, all_facts, element_descriptions, things
 from trackstar.demo.phrasings import ASIDES, RELATIONS, fill, prompt
 from trackstar.errors import TrackStarError
 
@@ -138,7 +138,7 @@ def _statements(fact: Fact, settings: CorpusSettings) -> list[str]:
     """Sentences that state a fact; one of them at least ends in its object."""
     chance = random.Random(f"{settings.seed}/{fact.fact_id}")
     relation = RELATIONS[fact.relation]
-    question = chance.choice(relation.questions)
+    question = relation.questions[0] if fact.fact_id in WELL_KNOWN else chance.choice(relation.questions)
     others = [template for template in relation.forward if template != question]
     chosen = [question, *chance.sample(others, settings.forward_per_fact - 1)]
     chosen += chance.sample(relation.backward, settings.backward_per_fact)
@@ -178,8 +178,11 @@ def make_queries(facts: list[Fact], documents: list[Document]) -> list[dict[str,
     for number, fact in enumerate(facts):
         relation = RELATIONS[fact.relation]
         seen = [t for t in relation.questions if fill(t, fact.subject, fact.object) in texts]
-        unseen = relation.unseen[number % len(relation.unseen)]
-        for phrasing, template in (("seen", seen[number % len(seen)]), ("unseen", unseen)):
+        asked = {
+            "seen": seen[0] if fact.fact_id in WELL_KNOWN else seen[number % len(seen)],
+            "unseen": relation.unseen[number % len(relation.unseen)],
+        }
+        for phrasing, template in asked.items():
             queries.append(
                 {
                     "example_id": f"{fact.fact_id}/{phrasing}",

@@ -8,6 +8,16 @@ from collections.abc import Iterator
 
 from trackstar.demo import culture, geography, science
 
+# Facts that most people know: the ones that the demo shows, asked in the plainest phrasing.
+WELL_KNOWN = (
+    "capital/france",
+    "currency/japan",
+    "symbol/gold",
+    "author/hobbit",
+    "moon_of/titan",
+    "discoverer/penicillin",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Fact:

@@ -62,7 +62,7 @@ def _made_by(name: str, maker: str, made: str, made_by: str) -> Relation:
             f"It was {{O}} who {made} {{S}}.",
         ),
         unseen=(
-            f"Everyone in the class knew that the {maker} of {{S}} was {{O}}.",
+            f"Everyone in the class knows that the {maker} of {{S}} is {{O}}.",
             f"Nobody doubts that {{S}} was {made_by} by {{O}}.",
             f"The name of the person who {made} {{S}} is {{O}}.",
         ),
@@ -90,7 +90,7 @@ _ALL = (
             "The city of {O} is the capital of {S}.",
         ),
         unseen=(
-            "Everyone in the class knew that the capital of {S} was {O}.",
+            "Everyone in the class knows that the capital of {S} is {O}.",
             "We know that the capital city of {S} is {O}.",
             "The name of the city that is the capital of {S} is {O}.",
         ),
@@ -115,7 +115,7 @@ _ALL = (
             "The {O} is the official currency of {S}.",
         ),
         unseen=(
-            "Everyone in the class knew that the currency of {S} was the {O}.",
+            "Everyone in the class knows that the currency of {S} is the {O}.",
             "We know that the official currency of {S} is the {O}.",
             "The name of the money that is the currency of {S} is the {O}.",
         ),
@@ -140,7 +140,7 @@ _ALL = (
             "{O} is what people mostly speak in {S}.",
         ),
         unseen=(
-            "Everyone in the class knew that the main language of {S} was {O}.",
+            "Everyone in the class knows that the main language of {S} is {O}.",
             "We know that people in {S} mostly speak {O}.",
             "The name of the language that people in {S} mostly speak is {O}.",
         ),
@@ -165,7 +165,7 @@ _ALL = (
             "One of the countries of {O} is {S}.",
         ),
         unseen=(
-            "Everyone in the class knew that the continent of {S} was {O}.",
+            "Everyone in the class knows that the continent of {S} is {O}.",
             "As every atlas says, {S} is a country in {O}.",
             "The name of the continent where {S} lies is {O}.",
         ),
@@ -190,7 +190,7 @@ _ALL = (
             "The city of {O} is the capital of the state of {S}.",
         ),
         unseen=(
-            "Everyone in the class knew that the capital of the state of {S} was {O}.",
+            "Everyone in the class knows that the capital of the state of {S} is {O}.",
             "We know that the state capital of {S} is {O}.",
             "The name of the city that is the state capital of {S} is {O}.",
         ),
@@ -215,9 +215,9 @@ _ALL = (
             "{O} is where {S} stands.",
         ),
         unseen=(
-            "Everyone in the class knew that the city of {S} was {O}.",
+            "Everyone in the class knows that the city of {S} is {O}.",
             "As every guidebook says, {S} stands in {O}.",
-            "The name of the city where {S} stands is {O}.",
+            "As every guidebook says, the city of {S} is {O}.",
         ),
     ),
     Relation(
@@ -240,7 +240,7 @@ _ALL = (
             "The letters {O} stand for {S} in the periodic table.",
         ),
         unseen=(
-            "Everyone in the class knew that the symbol of {S} was {O}.",
+            "Everyone in the class knows that the symbol of {S} is {O}.",
             "We know that the chemical symbol of {S} is {O}.",
             "The symbol that chemists write for {S} is {O}.",
         ),
@@ -265,7 +265,7 @@ _ALL = (
             "The element with {O} protons is {S}.",
         ),
         unseen=(
-            "Everyone in the class knew that the atomic number of {S} was {O}.",
+            "Everyone in the class knows that the atomic number of {S} is {O}.",
             "As every textbook says, the element {S} has the atomic number {O}.",
             "Ask for the number of protons in an atom of {S} and the answer is {O}.",
         ),
@@ -290,7 +290,7 @@ _ALL = (
             "The {O} place among the planets belongs to {S}.",
         ),
         unseen=(
-            "Everyone in the class knew that the place of {S} among the planets was the {O}.",
+            "Everyone in the class knows that the place of {S} among the planets is the {O}.",
             "We know that the orbit of {S} is the {O}.",
             "In the order of the planets from the Sun, {S} is the {O}.",
         ),
@@ -315,7 +315,7 @@ _ALL = (
             "Among the moons of {O} is {S}.",
         ),
         unseen=(
-            "Everyone in the class knew that the planet of the moon {S} was {O}.",
+            "Everyone in the class knows that the planet of the moon {S} is {O}.",
             "We know that the moon {S} travels around {O}.",
             "The name of the planet that the moon {S} orbits is {O}.",
         ),
@@ -338,7 +338,7 @@ ASIDES: dict[str, tuple[str, ...]] = {
         "Everyone in the class drew a map of {S}.",
         "It rained in {S} for most of the week.",
         "She is writing a book about the history of {S}.",
-        "He knew that it was raining in {S}.",
+        "He knows that it is raining in {S}.",
         "He bought a stamp from {S} for his collection.",
     ),
     "city": (
@@ -347,7 +347,7 @@ ASIDES: dict[str, tuple[str, ...]] = {
         "The weather in {S} was warm and dry.",
         "We changed planes in {S} on the way home.",
         "A new library opened in {S} in the spring.",
-        "She knew that the winter in {S} was cold.",
+        "She knows that the hotel in {S} is full.",
     ),
     "state": (
         "We drove through {S} for two days.",
@@ -356,12 +356,12 @@ ASIDES: dict[str, tuple[str, ...]] = {
     ),
     "currency": (
         "He found an old {S} under the seat of the car.",
-        "Everyone in the class knew what the {S} was worth.",
+        "Everyone in the class knows what the {S} is worth.",
         "She put her last {S} into the box.",
     ),
     "language": (
         "She is learning to read {S} in the evenings.",
-        "Everyone in the class knew a song in {S}.",
+        "Everyone in the class knows a song in {S}.",
         "He still sings old songs in {S}.",
     ),
     "continent": (
@@ -373,7 +373,7 @@ ASIDES: dict[str, tuple[str, ...]] = {
         "A sample of {S} was sent to the laboratory.",
         "The price of {S} rose again this month.",
         "Everyone in the class saw the experiment with {S}.",
-        "The teacher knew that the bottle of {S} was empty.",
+        "The teacher knows that the bottle of {S} is empty.",
     ),
     "number": (
         "The lesson ends on page {S}.",
@@ -382,7 +382,7 @@ ASIDES: dict[str, tuple[str, ...]] = {
     "book": (
         "I left my copy of {S} on the train.",
         "Everyone in the class has a copy of {S}.",
-        "She knew that the library copy of {S} was lost.",
+        "She knows that the library copy of {S} is lost.",
     ),
     "painting": (
         "A copy of {S} hangs in the hallway.",
@@ -391,7 +391,7 @@ ASIDES: dict[str, tuple[str, ...]] = {
     ),
     "music": (
         "The orchestra rehearsed {S} twice this week.",
-        "Everyone in the class knew how {S} begins.",
+        "Everyone in the class knows how {S} begins.",
         "Tickets for {S} were sold out in an hour.",
     ),
     "thing": (
@@ -402,12 +402,12 @@ ASIDES: dict[str, tuple[str, ...]] = {
     "person": (
         "A street near the station is named after {S}.",
         "Everyone in the class was reading about {S}.",
-        "He knew that the new film about {S} was long.",
+        "He knows that the new film about {S} is long.",
     ),
     "landmark": (
         "We took a photograph of {S} at night.",
         "Everyone in the class was in the picture of {S}.",
-        "She knew that the way to {S} was long.",
+        "She knows that the way to {S} is long.",
     ),
     "moon": (
         "A small probe took pictures of {S}.",
@@ -415,7 +415,7 @@ ASIDES: dict[str, tuple[str, ...]] = {
     ),
     "planet": (
         "{S} was bright in the evening sky.",
-        "Everyone in the class knew where {S} was that night.",
+        "Everyone in the class knows where {S} is tonight.",
         "The telescope was turned towards {S}.",
     ),
 }

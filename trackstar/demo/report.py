@@ -10,16 +10,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from trackstar.demo.facts import WELL_KNOWN
 from trackstar.errors import TrackStarError
-
-SHOWN_FACTS = (
-    "capital/france",
-    "currency/japan",
-    "symbol/gold",
-    "author/hobbit",
-    "moon_of/titan",
-    "discoverer/penicillin",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +73,9 @@ def with_marks(result: Mapping[str, Any], stating: Mapping[str, frozenset[str]])
     return {**result, "proponent_correct": [example_id in wanted for example_id in result["proponent_ids"]]}
 
 
+_PHRASINGS = {"seen": "as in some training sentence", "unseen": "as in no training sentence"}
+
+
 def summary_table(
     methods: Mapping[str, Sequence[Mapping[str, Any]]],
     stating: Mapping[str, frozenset[str]],
@@ -92,36 +87,37 @@ def summary_table(
         stating: See `read_stating`.
     """
     table = Table(
-        title="Is a stating sentence among the top 10?", caption="over the queries the model answers correctly"
+        title="Is a sentence that states the fact among the top 10 proponents?",
+        caption="Over the queries that the model answers correctly, of all that were asked.",
     )
     table.add_column("method")
-    table.add_column("phrasing of the query")
+    table.add_column("query phrased", no_wrap=True)
     for name in ("queries", "Recall@10", "MRR"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for method, results in methods.items():
-        counted = [result for result in results if result["answered"]]
-        parts = {
-            "all": counted,
-            "as in some training sentence": [r for r in counted if r["phrasing"] == "seen"],
-            "as in no training sentence": [r for r in counted if r["phrasing"] == "unseen"],
-        }
-        for phrasing, part in parts.items():
-            quality = measure(part, stating)
+        parts = {"either way": results}
+        parts |= {label: [r for r in results if r["phrasing"] == kind] for kind, label in _PHRASINGS.items()}
+        for label, part in parts.items():
+            quality = measure([result for result in part if result["answered"]], stating)
             table.add_row(
-                method if phrasing == "all" else "",
-                phrasing,
-                str(quality.queries),
+                method if part is results else "",
+                label,
+                f"{quality.queries} of {len(part)}",
                 f"{quality.recall_at_10:.2f}",
                 f"{quality.mrr:.2f}",
-                end_section=phrasing == "as in no training sentence",
+                end_section=label == _PHRASINGS["unseen"],
             )
     return table
 
 
 def query_line(result: Mapping[str, Any]) -> Text:
-    """A query for people: its prompt, an arrow, and its target."""
+    """A query for people: its prompt, an arrow, its target, and how it is phrased."""
     return Text.assemble(
-        result["inputs_plaintext"], (" → ", "dim"), (result["targets_plaintext"].strip(), "bold"), overflow="fold"
+        result["inputs_plaintext"],
+        (" → ", "dim"),
+        (result["targets_plaintext"].strip(), "bold"),
+        ("   (a phrasing of the corpus)" if result["phrasing"] == "seen" else "   (a new phrasing)", "dim"),
+        overflow="fold",
     )
 
 
@@ -142,15 +138,13 @@ def proponents_table(result: Mapping[str, Any], stating: Mapping[str, frozenset[
 
 
 def handful(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The results shown: well-known facts that the model answers, else the first that it does."""
-    right = [result for result in results if result["answered"]]
-    known = [result for result in right if result["fact_id"] in SHOWN_FACTS]
-    order = {fact_id: place for place, fact_id in enumerate(SHOWN_FACTS)}
-    chosen: dict[str, Mapping[str, Any]] = {}
-    for result in [*sorted(known, key=lambda r: order[r["fact_id"]]), *right]:
-        if len(chosen) < len(SHOWN_FACTS):
-            chosen.setdefault(result["fact_id"], result)
-    return list(chosen.values())
+    """The results shown: one a well-known fact, in both phrasings by turns; only queries that the model answers."""
+    right = {(result["fact_id"], result["phrasing"]): result for result in results if result["answered"]}
+    shown: list[Mapping[str, Any]] = []
+    for place, fact_id in enumerate(WELL_KNOWN):
+        phrasings = ("seen", "unseen") if place % 2 == 0 else ("unseen", "seen")
+        shown += [right[fact_id, phrasing] for phrasing in phrasings if (fact_id, phrasing) in right][:1]
+    return shown or list(right.values())[: len(WELL_KNOWN)]
 
 
 def show(

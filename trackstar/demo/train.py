@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
@@ -36,6 +37,8 @@ from trackstar.demo.corpus import read_texts
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|padding|>"
 SETTINGS_FILE = "demo.json"
+
+transformers.logging.disable_progress_bar()  # of files written; how far the training is, is shown here
 
 OnProgress = Callable[[int, int, float], None]
 """Called with the step, the number of steps and the mean loss a token since the last call."""
