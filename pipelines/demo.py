@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipelines import cli, runner
 from pipelines.progress import say
+from trackstar import threads
 from trackstar.demo import answers, corpus, report, train
 
 # The demo's model is small and its sentences are short: blocks of 32×32 keep the index and the preconditioner small.
@@ -30,6 +31,7 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     checkpoint = train.train(folder)
     asked = answers.answer_queries(written.queries, checkpoint)
     shared = ["--corpus", *written.patterns, "--model", str(checkpoint)]
+    shared += ["--threads_per_worker", str(min(4, threads.cores()))]
     trackstar = _Index(folder, "trackstar", shared, beam_args)
     trackstar.build("--optimizer_state", str(checkpoint))
     results = trackstar.score(asked)
