@@ -106,7 +106,9 @@ def write_parquet(
             sink.write(b"\0" * (-(sink.tell() + _page_header_bytes(len(group), spec)) % _ALIGNMENT))
             writer.write_table(_table(group, stored, spec, schema, shard), row_group_size=len(group))
         # Rounded up to two decimals: how the norm was summed does not show.
-        writer.add_key_value_metadata({**footer(), "shard": shard, MAX_NORM: f"{math.ceil(max_norm * 100.1) / 100:.2f}"})
+        writer.add_key_value_metadata(
+            {**footer(), "shard": shard, MAX_NORM: f"{math.ceil(max_norm * 100.1) / 100:.2f}"}
+        )
 
 
 def _page_header_bytes(rows: int, spec: Spec) -> int:

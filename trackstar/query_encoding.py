@@ -89,7 +89,9 @@ def prepare_queries(
     spec = index.spec
     if spec.preconditioner == "none":
         if task_hessian not in ("auto", "none"):
-            raise TrackStarError(f"--task_hessian {task_hessian}: this index has no R_train (fit --preconditioner none)")
+            raise TrackStarError(
+                f"--task_hessian {task_hessian}: this index has no R_train (fit --preconditioner none)"
+            )
         vectors, norms = precondition_and_normalise(gradients, None, spec.normalisation)
         return PreparedQueries(QuerySet(vectors, norms), losses, None, 0.0)
     train = Preconditioner.load(storage.join(index.uri, "preconditioner"))
@@ -104,7 +106,9 @@ def prepare_queries(
         evaluation = Preconditioner.load(task_hessian)
         shapes = [[len(sigma) for sigma in p.eigenvalues] for p in (train, evaluation)]
         if shapes[0] != shapes[1]:
-            raise TrackStarError(f"--task_hessian {task_hessian}: its blocks are not the index's; make it with this index")
+            raise TrackStarError(
+                f"--task_hessian {task_hessian}: its blocks are not the index's; make it with this index"
+            )
     if keep_task_hessian:
         evaluation.save(keep_task_hessian)
     weight = mixing_weight(train, evaluation) if mixing is None else mixing
