@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +16,9 @@ import pyarrow.parquet as pq
 from trackstar.demo.facts import WELL_KNOWN, Fact, all_facts, element_descriptions, things
 from trackstar.demo.phrasings import ASIDES, RELATIONS, fill, prompt
 from trackstar.errors import TrackStarError
+
+# A relation of fewer facts is stated in every phrasing, or else too few sentences would be about it.
+FEW_FACTS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +122,10 @@ def select_facts(settings: CorpusSettings) -> list[Fact]:
 
 def make_documents(facts: list[Fact], settings: CorpusSettings) -> list[Document]:
     """All documents, shuffled and numbered in that order; no text occurs twice."""
+    per_relation = Counter(fact.relation for fact in facts)
     stated_by: dict[str, list[str]] = {}  # text → ids of the facts it states, in order of creation
     for fact in facts:
-        for text in _statements(fact, settings):
+        for text in _statements(fact, settings, every_phrasing=per_relation[fact.relation] < FEW_FACTS):
             stated_by.setdefault(text, []).append(fact.fact_id)
     for text, fact_ids in _pairs(facts, settings):
         stated_by.setdefault(text, []).extend(fact_ids)
@@ -134,10 +139,12 @@ def make_documents(facts: list[Fact], settings: CorpusSettings) -> list[Document
     ]
 
 
-def _statements(fact: Fact, settings: CorpusSettings) -> list[str]:
+def _statements(fact: Fact, settings: CorpusSettings, every_phrasing: bool) -> list[str]:
     """Sentences that state a fact; one of them at least ends in its object."""
-    chance = random.Random(f"{settings.seed}/{fact.fact_id}")
     relation = RELATIONS[fact.relation]
+    if every_phrasing:
+        return [fill(t, fact.subject, fact.object) for t in (*relation.forward, *relation.backward)]
+    chance = random.Random(f"{settings.seed}/{fact.fact_id}")
     question = relation.questions[0] if fact.fact_id in WELL_KNOWN else chance.choice(relation.questions)
     others = [template for template in relation.forward if template != question]
     chosen = [question, *chance.sample(others, settings.forward_per_fact - 1)]
