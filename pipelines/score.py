@@ -6,7 +6,7 @@ R = λ R_eval + (1 − λ) R_train, R_eval from these queries; the index need no
 
 import argparse
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -25,7 +25,7 @@ from trackstar.index import DataFile, Index
 from trackstar.models import choose_device
 from trackstar.passages import fetch_passages
 from trackstar.queries import Change, QuerySet
-from trackstar.query_encoding import prepare_queries, project_queries, queries_key
+from trackstar.query_encoding import PreparedQueries, prepare_queries, project_queries, queries_key
 from trackstar.results import Query, Ranking, Result, read_queries, write_results
 from trackstar.scoring import ScanSettings, scan_files
 from trackstar.topk import TopK
@@ -37,10 +37,7 @@ Passages = dict[tuple[str, int], str]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     parser.add_argument("--index", required=True, metavar="DIR", help="the index that `trackstar build-index` filled")
-    parser.add_argument(
-        "--queries", required=True, metavar="FILE", help="JSONL: inputs_plaintext, targets_plaintext, …"
-    )
-    parser.add_argument("--output", required=True, metavar="FILE", help="results, JSONL")
+    add_query_arguments(parser)
     add_model_arguments(parser)
     group = parser.add_argument_group("the ranking")
     group.add_argument("--top_k", type=flag_types.positive, default=100, metavar="N", help="proponents a query")
@@ -65,7 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="true|false",
         help="false multiplies each score by the norms that encodings were divided by (for comparisons)",
     )
-    group.add_argument("--query_set", metavar="NAME", help="the results' field query_set (the queries file's name)")
     run = parser.add_argument_group("the run")
     run.add_argument("--version", type=flag_types.natural, metavar="N", help="snapshot of the index (the last)")
     run.add_argument(
@@ -88,15 +84,8 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     work = storage.join(index.uri, "queries", queries_key(index.spec.hash, queries))
     parts = encode_queries(queries, encoder_source(args, index), work, beam_args)
     prepared = prepare_queries(index, parts, args.task_hessian, args.task_mixing, args.keep_task_hessian, say)
-    scan = Scan(
-        queries_uri=storage.join(work, "queries.safetensors"),
-        change_uri=storage.join(work, "change.safetensors") if prepared.change else None,
-        settings=ScanSettings(args.top_k, args.opponents, args.unit_norm, args.device),
-        threads=args.scan_threads or max(1, threads.cores() // runner.num_local_workers(beam_args)),
-    )
-    prepared.queries.save(scan.queries_uri)
-    if prepared.change:
-        prepared.change.save(scan.change_uri or "")
+    settings = ScanSettings(args.top_k, args.opponents, args.unit_norm, args.device)
+    scan = Scan(*save_queries(prepared, work), settings, scan_threads(args.scan_threads, beam_args))
     elements = group_files(snapshot.files, args.scan_bytes)
     total = float(snapshot.num_bytes)
     with Progress("scanning", total, len(elements), "examples", enabled=runner.is_local(beam_args)) as progress:
@@ -104,7 +93,7 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
             elements=elements,
             scan=scan,
             queries=queries,
-            query_set=args.query_set or PurePosixPath(args.queries).name.split(".")[0],
+            query_set=query_set_of(args),
             output=args.output,
             reporter=progress.reporter,
         )
@@ -112,6 +101,20 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     storage.delete(work)
     say(f"{args.output}: {len(queries):,} queries against {snapshot.num_rows:,} examples (version {snapshot.version})")
     return cli.EXIT_DONE
+
+
+def add_query_arguments(parser: argparse.ArgumentParser) -> None:
+    """--queries, --output and --query_set."""
+    parser.add_argument(
+        "--queries", required=True, metavar="FILE", help="JSONL: inputs_plaintext, targets_plaintext, …"
+    )
+    parser.add_argument("--output", required=True, metavar="FILE", help="results, JSONL")
+    parser.add_argument("--query_set", metavar="NAME", help="the results' field query_set (the queries file's name)")
+
+
+def query_set_of(args: argparse.Namespace) -> str:
+    """Name of the set of queries."""
+    return str(args.query_set or PurePosixPath(args.queries).name.split(".")[0])
 
 
 def encode_queries(queries: Sequence[Query], source: EncoderSource, work: str, beam_args: Sequence[str]) -> list[str]:
@@ -125,6 +128,22 @@ def encode_queries(queries: Sequence[Query], source: EncoderSource, work: str, b
         transform = EncodeQueries(missing, source)
         runner.run_pipeline(lambda pipeline: pipeline | "EncodeQueries" >> transform, beam_args)
     return uris
+
+
+def save_queries(prepared: PreparedQueries, folder: str) -> tuple[str, str | None]:
+    """Writes encoded queries, folded for the scan, and their change of preconditioner, if any; returns both files."""
+    queries, change = storage.join(folder, "queries.safetensors"), storage.join(folder, "change.safetensors")
+    if prepared.change is None:
+        prepared.queries.save(queries)
+        return queries, None
+    prepared.queries.fold(prepared.change).save(queries)
+    prepared.change.save(change)
+    return queries, change
+
+
+def scan_threads(wanted: int, beam_args: Sequence[str]) -> int:
+    """Threads of torch in each scanning worker; 0 wants the cores' share."""
+    return wanted or max(1, threads.cores() // runner.num_local_workers(beam_args))
 
 
 def group_files(files: Sequence[DataFile], scan_bytes: int) -> list[list[DataFile]]:
@@ -204,21 +223,53 @@ class ScoreIndex(beam.PTransform):
     reporter: Reporter
 
     def expand(self, root: Any) -> Any:
-        numbered = list(enumerate(self.elements))
-        tops = (
+        return (
             root
-            | OneByOne(numbered)
+            | ScanIndex(self.elements, self.scan, self.reporter)
+            | WriteResults(self.queries, self.query_set, self.output)
+        )
+
+
+@dataclasses.dataclass
+class ScanIndex(beam.PTransform):
+    """Files of the index → one element, the top-k of all of them together.
+
+    Args:
+        elements: Groups of files, each scanned by one worker.
+        scan: What to scan them with.
+        reporter: Where progress goes.
+    """
+
+    elements: list[list[DataFile]]
+    scan: Scan
+    reporter: Reporter
+
+    def expand(self, root: Any) -> Any:
+        return (
+            root
+            | OneByOne(list(enumerate(self.elements)))
             | "ScanFiles" >> beam.ParDo(ScanFiles(self.scan, self.reporter))
             | "MergeTops" >> beam.CombineGlobally(MergeTops())
         )
-        passages = (
-            tops
-            | "Winners" >> beam.FlatMap(winners)
-            | "WinnersToAnyWorker" >> beam.Reshuffle()
-            | "FetchPassages" >> beam.Map(fetch)
-            | "AllPassages" >> beam.combiners.ToList()
-        )
-        return passages | "WriteResults" >> beam.Map(
+
+
+@dataclasses.dataclass
+class WriteResults(beam.PTransform):
+    """The top-k, one element → the results file, with the texts.
+
+    Args:
+        queries: The queries, in order.
+        query_set: Name of the set.
+        output: Results file.
+    """
+
+    queries: list[Query]
+    query_set: str
+    output: str
+
+    def expand(self, tops: Any) -> Any:
+        passages = tops | "FetchPassages" >> FetchPassages(fetch)
+        return passages | "Write" >> beam.Map(
             write, beam.pvalue.AsSingleton(tops), self.queries, self.query_set, self.output
         )
 
@@ -279,6 +330,26 @@ class MergeTops(beam.CombineFn):
 def _merged(tops: Sequence[Tops]) -> Tops:
     opponents = [part for _, part in tops if part is not None]
     return TopK.merge([part for part, _ in tops]), TopK.merge(opponents) if opponents else None
+
+
+@dataclasses.dataclass
+class FetchPassages(beam.PTransform):
+    """Merged rankings → the texts that they need, as one list.
+
+    Args:
+        fetch: Gives the texts of some rows of one file.
+    """
+
+    fetch: Callable[[tuple[str, list[int]]], Passages]
+
+    def expand(self, tops: Any) -> Any:
+        return (
+            tops
+            | "Winners" >> beam.FlatMap(winners)
+            | "WinnersToAnyWorker" >> beam.Reshuffle()
+            | "Fetch" >> beam.Map(self.fetch)
+            | "AllPassages" >> beam.combiners.ToList()
+        )
 
 
 def winners(tops: Tops) -> Iterator[tuple[str, list[int]]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import safetensors.torch
@@ -19,6 +20,8 @@ class QuerySet:
     Args:
         vectors: [Q, d] float32, the encodings φ(q).
         grad_norm: [Q] float32, each one's norm before it was given unit length; 1 where nobody asks.
+        folded: Whether `vectors` are Mᵀφ(q) already, what a change of preconditioner makes of them for the scan. Folding once
+            fixes the bits: done again, with other threads or for some of the queries, it may round to others.
 
     Raises:
         TrackStarError: a shape that does not fit, or a NaN or infinity; the message tells the query's number.
@@ -26,6 +29,7 @@ class QuerySet:
 
     vectors: torch.Tensor
     grad_norm: torch.Tensor
+    folded: bool = False
 
     def __post_init__(self) -> None:
         if self.vectors.ndim != 2 or self.grad_norm.shape != self.vectors.shape[:1] or not len(self.vectors):
@@ -45,16 +49,29 @@ class QuerySet:
         """Queries whose norms do not matter."""
         return cls(vectors.float(), torch.ones(len(vectors)))
 
+    def fold(self, change: "Change") -> "QuerySet":
+        """The same queries, ready for scans under `change`."""
+        return self if self.folded else QuerySet(change.fold(self.vectors.float()), self.grad_norm, True)
+
+    def choose(self, numbers: Sequence[int]) -> "QuerySet":
+        """Some of the queries, with the same bits."""
+        chosen = torch.as_tensor(list(numbers), dtype=torch.int64)
+        return QuerySet(self.vectors[chosen], self.grad_norm[chosen], self.folded)
+
     def save(self, uri: str) -> None:
         """Writes a safetensors file."""
-        tensors = {"vectors": self.vectors.contiguous(), "grad_norm": self.grad_norm.contiguous()}
+        tensors = {
+            "vectors": self.vectors.contiguous(),
+            "grad_norm": self.grad_norm.contiguous(),
+            "folded": torch.tensor(int(self.folded)),
+        }
         storage.write_bytes(uri, safetensors.torch.save(tensors))
 
     @classmethod
     def load(cls, uri: str) -> "QuerySet":
         """Reads what `save` wrote; a local file is mapped, so that a machine's workers share its memory."""
-        tensors = _load(uri, ("vectors", "grad_norm"))
-        return cls(tensors["vectors"], tensors["grad_norm"])
+        tensors = _load(uri, ("vectors", "grad_norm", "folded"))
+        return cls(tensors["vectors"], tensors["grad_norm"], bool(tensors["folded"]))
 
 
 @dataclasses.dataclass(frozen=True)

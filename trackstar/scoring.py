@@ -119,7 +119,9 @@ class _Scan:
         self._settings = settings
         self._change = change
         self._device = torch.device(settings.device)
-        self._vectors = (vectors if change is None else change.fold(vectors)).contiguous()
+        if queries.folded and change is None:
+            raise TrackStarError("the queries are folded for a change of preconditioner, and none is given")
+        self._vectors = (vectors if change is None else queries.fold(change).vectors).contiguous()
         self._scale = None if settings.unit_norm else queries.grad_norm.double().numpy()
         by_block = change is not None and settings.unit_norm and change.normalisation == "block"
         self._parts = change.blocks() if change is not None and by_block else [slice(0, vectors.shape[1])]

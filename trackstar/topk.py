@@ -133,6 +133,36 @@ class TopK:
             np.concatenate([part.rows for part in parts]),
         )
 
+    def where(self, mask: np.ndarray) -> "TopK":
+        """The entries that a mask [P] chooses, in their order; a query may have fewer than there are examples then."""
+        counts = np.bincount(self.queries[mask], minlength=self.num_queries)
+        return dataclasses.replace(
+            self,
+            offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            scores=self.scores[mask],
+            example_ids=self.example_ids.filter(pa.array(mask, pa.bool_())),
+            files=self.files[mask],
+            rows=self.rows[mask],
+        )
+
+    def cut(self, k: int) -> "TopK":
+        """The k best of each query's entries; k is at most that of these."""
+        place = np.arange(len(self)) - np.repeat(self.offsets[:-1], np.diff(self.offsets))
+        return dataclasses.replace(self.where(place < k), k=k)
+
+    def choose(self, numbers: Sequence[int] | np.ndarray) -> "TopK":
+        """The rankings of some queries, ascending, counted anew from 0."""
+        chosen = np.zeros(self.num_queries, bool)
+        chosen[numbers] = True
+        part = self.where(chosen[self.queries])
+        return dataclasses.replace(part, offsets=part.offsets[np.append(np.flatnonzero(chosen), self.num_queries)])
+
+    def spread(self, numbers: Sequence[int] | np.ndarray, num_queries: int) -> "TopK":
+        """What `choose` took out, under the old numbers again: query i becomes `numbers[i]` (ascending) of `num_queries`."""
+        counts = np.zeros(num_queries, np.int64)
+        counts[numbers] = np.diff(self.offsets)
+        return dataclasses.replace(self, offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+
     def __len__(self) -> int:
         return len(self.scores)
 
