@@ -98,9 +98,10 @@ class DeltaLog:
 
     def _upload(self, name: str, data: bytes) -> None:
         target = storage.join(self.uri, _LOG, name)
-        if name.endswith(".json") and storage.exists(target):
+        if not name.endswith(".json"):
+            storage.write_bytes(target, data)
+        elif not storage.create_exclusive(target, data):
             raise TrackStarError(f"{self.uri}: another run committed at the same time; run this again")
-        storage.write_bytes(target, data)
 
     @contextlib.contextmanager
     def _explained(self, what: str) -> Iterator[None]:

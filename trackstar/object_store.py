@@ -27,7 +27,7 @@ from trackstar.errors import TrackStarError
 SCHEME = "gs://"
 _EMULATOR = "STORAGE_EMULATOR_HOST"
 _RETRY_SECONDS = 120
-_LISTED = "items(name,size,generation,crc32c,md5Hash,contentEncoding),nextPageToken"
+_LISTED = "items(name,size,generation,crc32c,md5Hash,contentEncoding,updated),nextPageToken"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,8 @@ class StoredObject:
     """ "md5:…" or, for composed objects, which have no MD5, "crc32c:…-size"."""
     content_encoding: str
     """ "gzip" where the store would decompress on the fly, so that sizes and ranges mean nothing; mostly empty."""
+    modified: float
+    """When this version was written, in seconds since 1970."""
 
 
 def split(uri: str) -> tuple[str, str]:
@@ -82,6 +84,38 @@ def write(uri: str, data: bytes) -> None:
     """Writes the object in one upload, which the store shows whole or not at all."""
     with explained(uri, "be written"):
         _blob(uri).upload_from_string(data, content_type="application/octet-stream")
+
+
+def write_if(uri: str, data: bytes, generation: int) -> int | None:
+    """Writes the object in one upload if the version that is there is `generation`; 0 stands for no object at all.
+
+    The store decides, atomically among all that write.
+
+    Returns:
+        The new generation; None where another version is there.
+    """
+    blob = _blob(uri)
+    with explained(uri, "be written"):
+        try:
+            blob.upload_from_string(data, content_type="application/octet-stream", if_generation_match=generation)
+        except api.PreconditionFailed:
+            # The client repeats a request whose answer was lost; then what is there is what the first one wrote.
+            with contextlib.suppress(api.NotFound):
+                if blob.download_as_bytes() == data:
+                    blob.reload()
+                    return int(blob.generation)
+            return None
+        return int(blob.generation)
+
+
+def delete_if(uri: str, generation: int) -> bool:
+    """Deletes the object if the version that is there is `generation`; returns whether it was."""
+    with explained(uri, "be deleted"):
+        try:
+            _blob(uri).delete(if_generation_match=generation)
+        except (api.PreconditionFailed, api.NotFound):
+            return False
+        return True
 
 
 def upload(path: Path, uri: str) -> None:
@@ -135,7 +169,10 @@ def _brief(error: BaseException) -> str:
 
 def _stored(blob: Any) -> StoredObject:
     checksum = f"md5:{blob.md5_hash}" if blob.md5_hash else f"crc32c:{blob.crc32c}-{blob.size}"
-    return StoredObject(blob.name, int(blob.size), int(blob.generation), checksum, blob.content_encoding or "")
+    modified = blob.updated.timestamp() if blob.updated else 0.0
+    return StoredObject(
+        blob.name, int(blob.size), int(blob.generation), checksum, blob.content_encoding or "", modified
+    )
 
 
 def _blob(uri: str) -> Any:

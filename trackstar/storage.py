@@ -10,6 +10,7 @@ import builtins
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import fnmatch
 import functools
 import glob as local_glob
@@ -18,6 +19,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -57,6 +59,8 @@ class FileInfo:
     fingerprint: str
     content_encoding: str = ""
     """Objects only: "gzip" where the store decompresses on the fly, and `size` is not what a reader gets."""
+    modified: float = dataclasses.field(default=0.0, compare=False)
+    """When the file was last written, in seconds since 1970."""
 
 
 def is_object(uri: str) -> bool:
@@ -115,8 +119,10 @@ def info(uri: str, fingerprint: FingerprintKind = "modified") -> FileInfo:
         if os.path.isdir(path):
             raise IsADirectoryError(errno.EISDIR, "Is a directory")
         if fingerprint == "content":
-            return FileInfo(path, stat.st_size, _content_hash(path, stat.st_size, stat.st_mtime_ns))
-        return FileInfo(path, stat.st_size, f"{stat.st_size}-{stat.st_mtime_ns}")
+            version = _content_hash(path, stat.st_size, stat.st_mtime_ns)
+        else:
+            version = f"{stat.st_size}-{stat.st_mtime_ns}"
+        return FileInfo(path, stat.st_size, version, modified=stat.st_mtime)
 
 
 def glob(pattern: str, fingerprint: FingerprintKind = "modified") -> "builtins.list[FileInfo]":
@@ -178,6 +184,56 @@ def write_bytes(uri: str, data: bytes) -> None:
         path.write_bytes(data)
 
 
+def create_exclusive(uri: str, data: bytes) -> bool:
+    """Writes the file, whole, unless one is there: of all that try at once, one succeeds.
+
+    Returns:
+        Whether the file was written; False where there is one already.
+    """
+    if is_object(uri):
+        # The store decides; looking first saves an upload.
+        return object_store.find(uri) is None and object_store.write_if(uri, data, 0) is not None
+    target = Path(normalise(uri))
+    with _staged_locally(uri, target) as path:
+        path.write_bytes(data)
+        return _linked(path, target)
+
+
+def replace_version(known: FileInfo, data: bytes) -> FileInfo | None:
+    """Replaces a file if it is still the version that `info` gave: of all that try at once, one succeeds.
+
+    Returns:
+        The new version; None where the file is gone or another version is there.
+    """
+    if is_object(known.uri):
+        found = object_store.find(known.uri)
+        if found is None or str(found.generation) != known.fingerprint:
+            return None
+        generation = object_store.write_if(known.uri, data, found.generation)
+        return None if generation is None else FileInfo(known.uri, len(data), str(generation), modified=time.time())
+    with _alone_in_folder(known.uri) as is_there:
+        if not is_there or info(known.uri) != known:
+            return None
+        write_bytes(known.uri, data)
+        return info(known.uri)
+
+
+def delete_version(known: FileInfo) -> bool:
+    """Deletes a file if it is still the version that `info` gave; returns whether it was."""
+    if is_object(known.uri):
+        found = object_store.find(known.uri)
+        return (
+            found is not None
+            and str(found.generation) == known.fingerprint
+            and object_store.delete_if(known.uri, found.generation)
+        )
+    with _alone_in_folder(known.uri) as is_there:
+        if not is_there or info(known.uri) != known:
+            return False
+        delete(known.uri)
+        return True
+
+
 @contextlib.contextmanager
 def staged(uri: str) -> Iterator[Path]:
     """A local path to write to; when the block ends, that file appears under `uri`, or after an error nothing does.
@@ -195,15 +251,60 @@ def staged(uri: str) -> Iterator[Path]:
             object_store.upload(path, uri)
         return
     target = Path(normalise(uri))
+    with _staged_locally(uri, target) as path:
+        yield path
+        os.replace(path, target)
+
+
+@contextlib.contextmanager
+def _staged_locally(uri: str, target: Path) -> Iterator[Path]:
+    """A temporary name in the target's folder; what lies there when the block ends is removed."""
     path = target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex[:12]}.tmp")
     with _explained(uri, "written"):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             yield path
-            os.replace(path, target)
         finally:
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def _linked(path: Path, target: Path) -> bool:
+    """Gives the file a second name unless that is taken; returns whether it could."""
+    try:
+        os.link(path, target)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        try:  # A file system without links: the name is still taken by one alone, though not yet with its content.
+            with open(target, "xb") as sink:
+                sink.write(path.read_bytes())
+        except FileExistsError:
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def _alone_in_folder(uri: str) -> Iterator[bool]:
+    """Holds off every other process that is in such a block for a file of the same local folder.
+
+    Yields:
+        Whether the file is there.
+    """
+    path = Path(normalise(uri))
+    if not path.exists():
+        yield False
+        return
+    with _explained(uri, "replaced"):
+        folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # A network file system without locks: then what is read decides.
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield path.exists()
+    finally:
+        os.close(folder)
 
 
 def copy(source: str, target: str) -> None:
@@ -274,7 +375,8 @@ def _matches(pattern: Sequence[str], name: Sequence[str]) -> bool:
 
 def _info_of_object(bucket: str, stored: object_store.StoredObject, fingerprint: FingerprintKind) -> FileInfo:
     version = stored.checksum if fingerprint == "content" else str(stored.generation)
-    return FileInfo(f"{object_store.SCHEME}{bucket}/{stored.name}", stored.size, version, stored.content_encoding)
+    uri = f"{object_store.SCHEME}{bucket}/{stored.name}"
+    return FileInfo(uri, stored.size, version, stored.content_encoding, stored.modified)
 
 
 @functools.lru_cache(maxsize=1 << 16)
