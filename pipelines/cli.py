@@ -8,7 +8,7 @@ describes it, and, so that it can be started as `python -m pipelines.<name>`,
 
 Modules are imported only when their command is called: `trackstar --help` imports neither Beam nor torch.
 
-Exit codes: 0 done; 1 the run failed; 2 the input or the settings are wrong; 130 stopped by Ctrl-C.
+Exit codes: 0 done; 1 the run failed; 2 the input or the settings are wrong; 3 another run is at it; 130 stopped by Ctrl-C.
 """
 
 import dataclasses
@@ -24,11 +24,12 @@ from types import ModuleType
 import trackstar
 from pipelines import logs, options
 from pipelines.errors import PipelineError
-from trackstar.errors import TrackStarError
+from trackstar.errors import BusyError, TrackStarError
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_BUSY = 3
 EXIT_INTERRUPTED = 130
 
 
@@ -179,7 +180,9 @@ def _import(name: str, command: Command) -> ModuleType:
 def _report(error: Exception, debug: bool) -> int:
     """Says what is wrong in one message, with --debug after the traceback; returns the exit code."""
     message, code = str(error), EXIT_USAGE
-    if isinstance(error, PipelineError):
+    if isinstance(error, BusyError):
+        code = EXIT_BUSY
+    elif isinstance(error, PipelineError):
         code = EXIT_FAILED
     elif not isinstance(error, TrackStarError):
         message, code = f"{type(error).__name__}: {error}", EXIT_FAILED

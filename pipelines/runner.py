@@ -5,12 +5,17 @@ import traceback
 from collections.abc import Callable, Sequence
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    GoogleCloudOptions,
+    PipelineOptions,
+    StandardOptions,
+)
 from apache_beam.runners.runner import PipelineResult, PipelineRunner, PipelineState, create_runner
 
 from pipelines import local_runner, logs, options
 from pipelines.errors import PipelineError
-from trackstar.errors import TrackStarError
+from trackstar.errors import BusyError, TrackStarError
 
 # All of Beam's names for a run on this machine mean `LocalRunner`.
 _LOCAL_RUNNERS = ("directrunner", "direct", "switchingdirectrunner", "bundlebaseddirectrunner", "fnapirunner", "fnapi")
@@ -40,20 +45,21 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], beam_args: Sequence[str
             N worker processes; with one it runs in this process.
 
     Returns:
-        Beam's result, in state DONE (or UNKNOWN, where only a job template was written).
+        Beam's result, in state DONE.
 
     Raises:
-        TrackStarError: a runner that cannot be used.
+        TrackStarError: a runner that cannot be used, or --template_location.
+        BusyError: a job of this name is running on Dataflow.
         PipelineError: the pipeline failed, with the message of the exception that a worker raised.
         KeyboardInterrupt: also where Beam has wrapped it in something else.
     """
     pipeline_options = options.pipeline_options(beam_args)
-    runner = _create_runner(pipeline_options)
-    try:
-        pipeline = beam.Pipeline(runner=runner, options=pipeline_options)
-    except ValueError as error:  # Beam's own validation: a flag that this runner needs or refuses.
-        raise TrackStarError(str(error)) from error
-    build(pipeline)
+    if pipeline_options.view_as(GoogleCloudOptions).template_location:
+        raise TrackStarError(
+            "--template_location only writes a pipeline's graph, and this command has work to do once the pipeline has run: "
+            "leave the flag out, or launch the command's Flex Template (docs/operations.md)"
+        )
+    pipeline = _build_pipeline(build, pipeline_options)
     try:
         result = pipeline.run()
         if pipeline_options.view_as(StandardOptions).no_wait_until_finish:
@@ -66,6 +72,28 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], beam_args: Sequence[str
     if state in (PipelineState.FAILED, PipelineState.CANCELLED):
         raise PipelineError(f"the pipeline ended in state {state}")
     return result
+
+
+def write_template(build: Callable[[beam.Pipeline], None], beam_args: Sequence[str]) -> None:
+    """Writes the graph of a Dataflow job to --template_location and runs nothing.
+
+    Raises:
+        TrackStarError: a flag that is missing or wrong.
+    """
+    pipeline_options = options.pipeline_options(beam_args)
+    if not pipeline_options.view_as(GoogleCloudOptions).template_location:
+        raise TrackStarError("a template needs --template_location=gs://…, where its graph goes")
+    _build_pipeline(build, pipeline_options).run()
+
+
+def _build_pipeline(build: Callable[[beam.Pipeline], None], pipeline_options: PipelineOptions) -> beam.Pipeline:
+    runner = _create_runner(pipeline_options)
+    try:
+        pipeline = beam.Pipeline(runner=runner, options=pipeline_options)
+    except ValueError as error:  # Beam's own validation: a flag that this runner needs or refuses.
+        raise TrackStarError(str(error)) from error
+    build(pipeline)
+    return pipeline
 
 
 def counters(result: PipelineResult) -> dict[str, int]:
@@ -108,6 +136,8 @@ def _explain(error: Exception) -> BaseException:
     A worker process sends its traceback as text inside a RuntimeError; in this process the exception itself comes,
     or a RuntimeError with its type and message where Beam could not rebuild it with the step's name.
     """
+    if type(error).__name__ == "DataflowJobAlreadyExistsError":
+        return BusyError(f"{error} The one that runs keeps its work; wait for its end, or cancel it first.")
     details = str(error)
     if _TRACEBACK not in details:
         details = "".join(traceback.format_exception(error))

@@ -5,6 +5,10 @@ class TrackStarError(Exception):
     """A problem with the input or the settings; shown without a traceback by the command line."""
 
 
+class BusyError(TrackStarError):
+    """Another run is at the same work: nothing is wrong, and nothing was touched."""
+
+
 class ShardError(TrackStarError):
     """A corpus shard that cannot be read through; it fails its work item and nothing else.
 
