@@ -9,6 +9,7 @@ import torch
 
 from trackstar import second_moments, threads
 from trackstar.batching import Example, collate, plan_batches
+from trackstar.device_memory import BatchLimit, explained
 from trackstar.encodings import Encodings
 from trackstar.errors import TrackStarError
 from trackstar.gradients import GradientEngine, ProjectingSink
@@ -29,6 +30,13 @@ class Projected:
     """E: float32 [N, number of blocks, d₀d₁] on the model's device."""
     losses: torch.Tensor
     """float32 [N] on the CPU."""
+    too_large: dict[int, str] = dataclasses.field(default_factory=dict)
+    """Examples that the device's memory cannot take even alone, and why; gradient and loss are NaN."""
+
+
+def window_size(dimension: int) -> int:
+    """Examples that are sorted by length and encoded together, by d alone."""
+    return max(64, min(4096, _WINDOW_BYTES // (4 * dimension)))
 
 
 class Encoder:
@@ -52,6 +60,8 @@ class Encoder:
         self.spec = spec
         self.layout = block_layout(loaded.weights, spec.layout, spec.layer_groups)
         self.inverse_root = None if inverse_root is None else inverse_root.to(loaded.device)
+        self.limit = BatchLimit(loaded.device)
+        """What this process has learned of its device's memory."""
         self._lock = threading.Lock()  # hooks and sink belong to one batch at a time, whatever threads Beam uses
         self._sink = ProjectingSink(
             loaded.weights,
@@ -75,19 +85,28 @@ class Encoder:
     @property
     def window(self) -> int:
         """Examples that are sorted by length and encoded together: a function of the spec alone, and it bounds memory."""
-        return max(64, min(4096, _WINDOW_BYTES // (4 * self.spec.dimension)))
+        return window_size(self.spec.dimension)
 
     def project(self, examples: Sequence[Example]) -> Projected:
-        """E of each example, in the order given."""
+        """E of each example, in the order given; batches that the device's memory cannot take run in halves.
+
+        Raises:
+            TrackStarError: not even one example fits into the device's memory.
+        """
         spec = self.spec
+        lengths = [len(example.input_ids) for example in examples]
         gradients = torch.empty(len(examples), spec.num_blocks, spec.block_dimension, device=self.loaded.device)
         losses = torch.empty(len(examples))
         with self._lock, GradientEngine(self.loaded, self._sink) as engine:
-            for indices in plan_batches([len(example.input_ids) for example in examples], spec.batch_tokens):
-                batch = collate([examples[i] for i in indices])
-                losses[indices] = engine.run(batch).cpu()
+
+            def run(indices: list[int]) -> None:
+                losses[indices] = engine.run(collate([examples[i] for i in indices])).cpu()
                 gradients[indices] = self._sink.encodings.reshape(len(indices), spec.num_blocks, -1)
-        return Projected(gradients, losses)
+
+            too_large = self.limit.each(plan_batches(lengths, spec.batch_tokens), lengths, run)
+        for i in too_large:
+            gradients[i], losses[i] = torch.nan, torch.nan
+        return Projected(gradients, losses, too_large)
 
     def finish(self, gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """φ and the norm that was divided by, from E [N, number of blocks, d_b]: float32 [N, d] and [N]."""
@@ -108,7 +127,7 @@ class Encoder:
             if not torch.isfinite(norms[i]) or not torch.isfinite(projected.losses[i])
             else "its gradient is zero"
             for i in (~good).nonzero().flatten().tolist()
-        }
+        } | projected.too_large
         kept = good.nonzero().flatten().tolist()
         vectors = vectors if len(kept) == len(examples) else vectors[kept]
         chosen = [examples[i] for i in kept]
@@ -158,7 +177,8 @@ class EncoderSource:
         threads.use(self.threads)
         spec = Spec.from_json(self.spec_json)
         device = choose_device(self.device)
-        loaded = load_model(self.model, spec.model_dtype, device, self.allow_low_coverage)
+        with explained("the model", device):
+            loaded = load_model(self.model, spec.model_dtype, device, self.allow_low_coverage)
         moments = None
         if self.moments_uri is not None:
             moments = second_moments.read(self.moments_uri).select(loaded.weights)

@@ -205,13 +205,34 @@ def sum_gram(encoder: Encoder, task: SampleTask) -> GramSum:
 
 
 def sum_squares(encoder: Encoder, task: SampleTask) -> SquareSumSink:
-    """Σ G ⊙ G of every weight over the task's examples."""
+    """Σ G ⊙ G of every weight over the task's examples; those that the device's memory cannot take are left out."""
+    left_out: set[tuple[int, int]] = set()
+    while (sink := _try_squares(encoder, task, left_out)) is None:
+        pass  # a batch that breaks off spoils the sums: they begin anew, with what has been learned of the memory
+    return sink
+
+
+def _try_squares(encoder: Encoder, task: SampleTask, left_out: set[tuple[int, int]]) -> SquareSumSink | None:
+    """The sums without the examples `left_out` (window, number), or None where memory ran out.
+
+    Examples that do not fit even alone are added to `left_out`.
+    """
     sink = SquareSumSink(encoder.loaded.weights, encoder.loaded.device)
+    failures = encoder.limit.failures
     with GradientEngine(encoder.loaded, sink) as engine:
-        for window in windows(sampled_examples(encoder, task), encoder.window):
-            for indices in plan_batches([len(example.input_ids) for example in window], encoder.spec.batch_tokens):
+        for number, window in enumerate(windows(sampled_examples(encoder, task), encoder.window)):
+            lengths = [len(example.input_ids) for example in window]
+            chosen = [i for i in range(len(window)) if (number, i) not in left_out]
+            plan = plan_batches([lengths[i] for i in chosen], encoder.spec.batch_tokens)
+
+            def run(indices: list[int], window: list[Example] = window) -> None:
                 losses = engine.run(collate([window[i] for i in indices]))
                 sink.count -= int((~torch.isfinite(losses)).sum())
+
+            too_large = encoder.limit.each([[chosen[i] for i in batch] for batch in plan], lengths, run)
+            left_out.update((number, i) for i in too_large)
+            if encoder.limit.failures != failures:
+                return None
     return sink
 
 

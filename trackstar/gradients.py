@@ -180,6 +180,7 @@ class ProjectingSink:
     def begin(self, batch: Batch) -> None:
         """Starts E at zero."""
         shape = (batch.size, len(self.layout.names), self.block_rows, self.block_columns)
+        self.encodings = torch.empty(0)  # the last batch's go before the next are made
         self.encodings = torch.zeros(shape, device=self.device)
 
     def forward(self, weight: WeightInfo, a: torch.Tensor) -> torch.Tensor:

@@ -41,6 +41,8 @@ def project_queries(encoder: Encoder, queries: Sequence[Query], uri: str) -> Non
         except UnusableRecordError as error:
             raise TrackStarError(f"query {query.example_id!r}: {error}") from error
     projected = encoder.project(examples)
+    for i, reason in projected.too_large.items():
+        raise TrackStarError(f"query {queries[i].example_id!r}: {reason}")
     norms = projected.gradients.flatten(1).norm(dim=1)
     for query, norm, loss in zip(queries, norms.tolist(), projected.losses.tolist(), strict=True):
         if not 0.0 < norm < float("inf"):
