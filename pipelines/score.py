@@ -24,8 +24,8 @@ from trackstar.errors import TrackStarError
 from trackstar.index import DataFile, Index
 from trackstar.models import choose_device
 from trackstar.passages import fetch_passages
-from trackstar.queries import Change, QuerySet
-from trackstar.query_encoding import PreparedQueries, prepare_queries, project_queries, queries_key
+from trackstar.queries import Change, QuerySet, save_for_scan
+from trackstar.query_encoding import prepare_queries, project_queries, queries_key
 from trackstar.results import Query, Ranking, Result, read_queries, write_results
 from trackstar.scoring import ScanSettings, scan_files
 from trackstar.topk import TopK
@@ -39,6 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--index", required=True, metavar="DIR", help="the index that `trackstar build-index` filled")
     add_query_arguments(parser)
     add_model_arguments(parser)
+    add_ranking_arguments(parser)
+    run = parser.add_argument_group("the run")
+    run.add_argument("--version", type=flag_types.natural, metavar="N", help="snapshot of the index (the last)")
+    add_scan_arguments(run)
+
+
+def add_ranking_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is ranked, and by which score."""
     group = parser.add_argument_group("the ranking")
     group.add_argument("--top_k", type=flag_types.positive, default=100, metavar="N", help="proponents a query")
     group.add_argument(
@@ -62,16 +70,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="true|false",
         help="false multiplies each score by the norms that encodings were divided by (for comparisons)",
     )
-    run = parser.add_argument_group("the run")
-    run.add_argument("--version", type=flag_types.natural, metavar="N", help="snapshot of the index (the last)")
-    run.add_argument(
+
+
+def add_scan_arguments(parser: argparse._ActionsContainer) -> None:
+    """--scan_bytes and --scan_threads."""
+    parser.add_argument(
         "--scan_bytes",
         type=flag_types.positive,
         default=4 << 30,
         metavar="N",
         help="bytes of the index that one element of work scans",
     )
-    run.add_argument(
+    parser.add_argument(
         "--scan_threads", type=flag_types.natural, default=0, metavar="N", help="threads a worker; 0: the cores' share"
     )
 
@@ -85,7 +95,9 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     parts = encode_queries(queries, encoder_source(args, index), work, beam_args)
     prepared = prepare_queries(index, parts, args.task_hessian, args.task_mixing, args.keep_task_hessian, say)
     settings = ScanSettings(args.top_k, args.opponents, args.unit_norm, args.device)
-    scan = Scan(*save_queries(prepared, work), settings, scan_threads(args.scan_threads, beam_args))
+    scan = Scan(
+        *save_for_scan(prepared.queries, prepared.change, work), settings, scan_threads(args.scan_threads, beam_args)
+    )
     elements = group_files(snapshot.files, args.scan_bytes)
     total = float(snapshot.num_bytes)
     with Progress("scanning", total, len(elements), "examples", enabled=runner.is_local(beam_args)) as progress:
@@ -128,17 +140,6 @@ def encode_queries(queries: Sequence[Query], source: EncoderSource, work: str, b
         transform = EncodeQueries(missing, source)
         runner.run_pipeline(lambda pipeline: pipeline | "EncodeQueries" >> transform, beam_args)
     return uris
-
-
-def save_queries(prepared: PreparedQueries, folder: str) -> tuple[str, str | None]:
-    """Writes encoded queries, folded for the scan, and their change of preconditioner, if any; returns both files."""
-    queries, change = storage.join(folder, "queries.safetensors"), storage.join(folder, "change.safetensors")
-    if prepared.change is None:
-        prepared.queries.save(queries)
-        return queries, None
-    prepared.queries.fold(prepared.change).save(queries)
-    prepared.change.save(change)
-    return queries, change
 
 
 def scan_threads(wanted: int, beam_args: Sequence[str]) -> int:
