@@ -65,7 +65,6 @@ class QueryProduct:
         self._rounded = vectors.to(dtype).to(device)
         self._scale = None if scale is None else torch.from_numpy(scale).float().to(device)[:, None]
         self._parts = [_Part(vectors, self._rounded, columns, device) for columns in parts]
-        self.residual, self.gain = self._residual(vectors)
         self._count = len(vectors)
         if self._rounds and self._count == 1:
             # A product with one row takes another path in oneDNN, which is a fifth slower than that with two.
@@ -94,22 +93,6 @@ class QueryProduct:
         centre = (high + low) / 2
         radius = (high - low) / 2 * (1 + 1e-5) + centre.abs() * 1e-5
         return Bounded(centre, radius, torch.zeros(self._count, device=self.device))
-
-    def _residual(self, vectors: torch.Tensor) -> tuple[torch.Tensor | None, np.ndarray]:
-        """q − q̂ in the stored type [Q, d], and how much smaller a row's error is once its product is added, [Q] float64.
-
-        What adds up then is the rounding of the residual itself, and of its product.
-        """
-        if self.dtype != torch.bfloat16 or len(self._parts) > 1:
-            return None, np.zeros(len(vectors))
-        missing = vectors - self._rounded.to("cpu", torch.float32)
-        residual = missing.to(self.dtype)
-        nearest = residual.float()
-        terms = vectors.shape[1] + 2
-        lost = _norms(missing - nearest) + (terms * _U32 / (1 - terms * _U32) + _BF16_OUTPUT) * _norms(nearest)
-        # Twice: the bounds that it is added to have been rounded, and are rounded again.
-        gain = _norms(missing) * (1 - 2e-3) - lost * (1 + 1e-5) - 2 * (_norms(vectors) * 2e-7 + 2.0**-100)
-        return residual, gain.clamp(min=0).numpy()
 
     def _product(self, rows: torch.Tensor, part: "_Part") -> tuple[torch.Tensor, torch.Tensor]:
         """Scores [Q, rows] float32, valid until the next call, and by how much rounded output is off at most, [Q]."""

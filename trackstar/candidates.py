@@ -135,12 +135,8 @@ class Candidates:
         self._parts, self._count, self._tight_count = [], 0, 0
         return pairs
 
-    def above(self, pairs: Pairs) -> Pairs:
-        """Those of the pairs that the thresholds leave."""
-        return pairs.where(pairs.upper >= self._threshold[pairs.query])
-
     def _keep(self, pairs: Pairs) -> None:
-        kept = self.above(pairs)
+        kept = pairs.where(pairs.upper >= self._threshold[pairs.query])
         self._parts, self._count, self._tight_count = [kept], len(kept), len(kept)
 
 

@@ -1,19 +1,20 @@
 """Scores in float64, to the last bit the same on every machine, for the few pairs of query and row that matter.
 
-The stored number and the query's float32 have together fewer bits than a float64, so each product is exact; the products of a
-part are summed by NumPy's pairwise sum, whose order depends on their number alone, not on threads, neighbours or vector units.
+The rows stay where the scan found them, usually in the file's own pages; `exact_kernel` says what is summed in which order.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
-_ROWS = 32  # at a time
-_ROUGH_ROWS = 64
+from trackstar.exact_kernel import dot_products
+
+_NUMBERS = {torch.bfloat16: np.uint16, torch.float32: np.float32}  # NumPy knows no bfloat16: its bits
+_SHARE = 256  # pairs that are worth another thread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +22,10 @@ class RowPairs:
     """P pairs of a query and a stored row.
 
     Args:
-        query: [P] integers; pairs of one query stand together.
+        query: [P] integers; pairs of one query stand together, or else it takes longer.
         matrix: [P] integers, which of `matrices` holds the row.
         row: [P] integers, the row in it.
-        matrices: [rows, d] stored encodings each, all of one type.
+        matrices: [rows, d] stored encodings each, all of one type, rows side by side in memory, any alignment.
     """
 
     query: np.ndarray
@@ -35,9 +36,27 @@ class RowPairs:
     def __len__(self) -> int:
         return len(self.query)
 
+    def addresses(self, dimension: int) -> np.ndarray:
+        """[P] int64, where each row of `dimension` numbers begins.
+
+        Raises:
+            IndexError: a row that its matrix does not have.
+            ValueError: a matrix of another dimension, not on the CPU, or whose rows do not lie side by side.
+        """
+        for matrix in self.matrices:
+            if len(matrix) and matrix.shape[1] != dimension:
+                raise ValueError(f"rows have {matrix.shape[1]} numbers, queries {dimension}")
+            if matrix.device.type != "cpu" or not matrix.is_contiguous():
+                raise ValueError("rows must lie side by side in the CPU's memory")
+        lengths = np.array([len(matrix) for matrix in self.matrices])
+        if not ((self.matrix >= 0) & (self.row >= 0) & (self.row < lengths[self.matrix])).all():
+            raise IndexError("a pair names a row that its matrix does not have")
+        starts = np.array([matrix.data_ptr() for matrix in self.matrices], np.int64)
+        return starts[self.matrix] + self.row.astype(np.int64) * (dimension * self.matrices[0].element_size())
+
 
 def exact_products(queries: torch.Tensor, parts: Sequence[slice], pairs: RowPairs) -> np.ndarray:
-    """φ_p(z)·q_p for every pair and every part p.
+    """φ_p(z)·q_p for every pair and every part p. torch's number of threads share the pairs.
 
     Args:
         queries: [Q, d] float32.
@@ -46,81 +65,33 @@ def exact_products(queries: torch.Tensor, parts: Sequence[slice], pairs: RowPair
 
     Returns:
         [P, parts] float64.
+
+    Raises:
+        IndexError: a pair whose row or query there is none of.
+        ValueError: parts beyond the columns, or rows that are not as `RowPairs` says.
     """
     products = np.empty((len(pairs), len(parts)))
-    dimension = queries.shape[1]
-    single = queries.numpy()
-
-    def worker() -> _Multiply:
-        query, terms = np.empty(dimension), np.empty((_ROWS, dimension))
-        wide = torch.from_numpy(terms)
-
-        def multiply(number: int, rows: torch.Tensor, at: slice) -> None:
-            np.copyto(query, single[number])
-            count = len(rows)
-            wide[:count].copy_(rows)
-            np.multiply(terms[:count], query, out=terms[:count])
-            for column, part in enumerate(parts):
-                np.add.reduce(terms[:count, part], axis=1, out=products[at, column])
-
-        return multiply
-
-    _for_rows(pairs, _ROWS, worker)
-    return products
-
-
-def rough_products(queries: torch.Tensor, pairs: RowPairs) -> np.ndarray:
-    """z·q for every pair, in the stored type, rounded to it: [P] float32.
-
-    Args:
-        queries: [Q, d] in the stored type.
-        pairs: The pairs.
-    """
-    products = np.empty(len(pairs), np.float32)
-
-    def worker() -> _Multiply:
-        def multiply(number: int, rows: torch.Tensor, at: slice) -> None:
-            products[at] = torch.mm(rows, queries[number][:, None])[:, 0].float().numpy()
-
-        return multiply
-
-    _for_rows(pairs, _ROUGH_ROWS, worker)
-    return products
-
-
-_Multiply = Callable[[int, torch.Tensor, slice], None]
-"""Takes a query's number, some rows [n, d] in the stored type, and which pairs these are."""
-
-
-def _for_rows(pairs: RowPairs, size: int, worker: Callable[[], _Multiply]) -> None:
-    """Gathers the rows of each query's pairs, `size` at a time; torch's threads share the queries, one thread a worker."""
     if not len(pairs):
-        return
-    edges = np.concatenate([[0], np.flatnonzero(np.diff(pairs.query)) + 1, [len(pairs)]])
-    groups = list(itertools.pairwise(edges.tolist()))
-    # NumPy copies single rows faster than torch, but knows no bfloat16.
-    dtype = pairs.matrices[0].dtype
-    raw_type = torch.int16 if dtype == torch.bfloat16 else torch.int32
-    raw = [matrix.view(raw_type).numpy() for matrix in pairs.matrices]
+        return products
+    vectors = queries.contiguous().numpy()
+    numbers = pairs.query.astype(np.int64)
+    if numbers.min() < 0 or numbers.max() >= len(vectors):
+        raise IndexError("a pair names a query that there is none of")
+    edges = np.array([(part.start, part.stop) for part in parts], np.int64)
+    if not ((edges[:, 0] >= 0) & (edges[:, 0] <= edges[:, 1]) & (edges[:, 1] <= vectors.shape[1])).all():
+        raise ValueError(f"parts {parts} of {vectors.shape[1]} columns")
+    addresses = pairs.addresses(queries.shape[1])
+    dtype = _NUMBERS[pairs.matrices[0].dtype]
 
-    def work(groups: list[tuple[int, int]]) -> None:
-        multiply = worker()
-        rows = torch.empty(size, raw[0].shape[1], dtype=dtype)
-        raw_rows = rows.view(raw_type).numpy()
-        for start, end in groups:
-            matrix_of, row_of = pairs.matrix[start:end].tolist(), pairs.row[start:end].tolist()
-            for first in range(0, end - start, size):
-                count = min(size, end - start - first)
-                for i in range(count):
-                    raw_rows[i] = raw[matrix_of[first + i]][row_of[first + i]]
-                multiply(int(pairs.query[start]), rows[:count], slice(start + first, start + first + count))
+    def share(edge: tuple[int, int]) -> None:
+        some = slice(*edge)
+        dot_products(addresses[some], numbers[some], vectors, edges, dtype, products[some])
 
-    threads = torch.get_num_threads()
-    if threads == 1 or len(groups) == 1:
-        work(groups)
-        return
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(work, [groups[i::threads] for i in range(threads)]))
-    finally:
-        torch.set_num_threads(threads)  # part of the setting is the process's, not the thread's
+    threads = min(torch.get_num_threads(), 1 + len(pairs) // _SHARE)
+    if threads == 1:
+        share((0, len(pairs)))
+        return products
+    cuts = np.linspace(0, len(pairs), threads + 1).astype(int).tolist()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(share, itertools.pairwise(cuts)))
+    return products

@@ -17,7 +17,7 @@ from trackstar.approximate import QueryProduct
 from trackstar.candidates import Candidates, Pairs
 from trackstar.encoding_reader import Chunk, EncodingReader
 from trackstar.errors import TrackStarError
-from trackstar.exact import RowPairs, exact_products, rough_products
+from trackstar.exact import RowPairs, exact_products
 from trackstar.passages import fetch_passages
 from trackstar.queries import Change, QuerySet
 from trackstar.row_weights import RowWeights
@@ -158,7 +158,7 @@ class _Scan:
         for end, candidates in enumerate(self._candidates):
             sign = 1 if candidates.largest else -1
             # First the likely winners: what they reach exactly rules out most of the rest.
-            for take in (candidates.likely, lambda candidates=candidates: self._refined(candidates)):
+            for take in (candidates.likely, candidates.rest):
                 self._best[end] = TopK.merge([self._best[end], self._scored(take(), candidates.largest)])
                 candidates.raise_threshold(sign * self._best[end].kth_scores())
         self._held = []
@@ -197,21 +197,6 @@ class _Scan:
         held = _Held(last.start + len(last.chunk.vectors) if last else 0, chunk, file)
         self._held.append(held)
         return held
-
-    def _refined(self, candidates: Candidates) -> Pairs:
-        """What remains of the candidates when the part of the query that rounding took away is counted too."""
-        pairs = candidates.rest()
-        for chosen, rows in self._row_pairs(pairs):
-            product = self._products[rows.matrices[0].dtype]
-            norms = np.array([held.file.max_norm or 0.0 for held in self._held])  # unknown: nothing gained
-            if product.residual is None or self._held[0].file.weights is not None:
-                continue
-            missing = rough_products(product.residual, rows) * np.float32(1 if candidates.largest else -1)
-            gained = (product.gain[rows.query] * norms[rows.matrix]).astype(np.float32)
-            known = gained > 0
-            pairs.lower[chosen] += np.where(known, missing + gained, 0)
-            pairs.upper[chosen] += np.where(known, missing - gained, 0)
-        return candidates.above(pairs)
 
     def _places(self, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
         """Which of the chunks in hand each pair's row is in, and where in it."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,12 +12,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests import fixed_order
 from tests.indexes import make_encodings, make_index, unit_vectors
 from trackstar import approximate, encoding_reader, item_file, scoring
 from trackstar.approximate import QueryProduct
 from trackstar.encodings import Encodings
 from trackstar.errors import TrackStarError
-from trackstar.exact import RowPairs, exact_products
 from trackstar.item_file import STORAGE_TYPES, ItemFile
 from trackstar.scoring import Change, QuerySet, ScanSettings, TopK, fetch_passages, scan_file, scan_files
 
@@ -45,7 +44,7 @@ def brute_force(
     vectors = [file.vectors.to(STORAGE_TYPES[storage]).double().numpy() for file in files]
     expected = []
     for query in queries.double().numpy():
-        scores = [float(np.add.reduce(row * query)) + 0.0 for file in vectors for row in file]
+        scores = [fixed_order.dot(row, query) for file in vectors for row in file]
         pairs = sorted(zip(scores, ids, strict=True), key=lambda pair: (-pair[0] if largest else pair[0], pair[1]))
         expected.append(pairs[:k])
     return expected
@@ -114,40 +113,6 @@ def test_equals_brute_force_where_neighbours_are_close(tmp_path: Path, storage: 
     rough = (stored @ queries[0].to(stored.dtype)).topk(20).indices
     if storage == "bfloat16":
         assert [f"e{int(i)}" for i in rough] != [example_id for _, example_id in expected[0]]
-
-
-def test_scores_are_right_to_the_last_digits() -> None:
-    rows, queries = unit_vectors(3, 5000, 1).bfloat16(), unit_vectors(2, 5000, 2)
-    query_of, row_of = np.array([0, 0, 1, 1, 1]), np.array([0, 2, 2, 1, 0])
-    products = exact_products(queries, [slice(0, 5000)], RowPairs(query_of, np.zeros(5, int), row_of, [rows]))
-    for product, query, row in zip(products[:, 0], query_of, row_of, strict=True):
-        terms = rows[row].double() * queries[int(query)].double()
-        assert math.isclose(product, math.fsum(terms.tolist()), abs_tol=1e-17)
-
-
-@pytest.mark.parametrize("dimension", [1, 7, 32, 16384, 40000])
-def test_a_score_does_not_depend_on_its_neighbours_or_threads(dimension: int) -> None:
-    rows, queries = unit_vectors(11, dimension, 1).bfloat16(), unit_vectors(5, dimension, 2)
-    parts = [slice(0, dimension // 3), slice(dimension // 3, dimension)]
-    query_of, row_of, matrix_of = np.repeat(np.arange(5), 11), np.tile(np.arange(11), 5), np.zeros(55, int)
-    whole = exact_products(queries, parts, RowPairs(query_of, matrix_of, row_of, [rows]))
-    assert torch.get_num_threads() == 1
-    for threads in (2, 3):
-        torch.set_num_threads(threads)
-        try:
-            again = exact_products(queries, parts, RowPairs(query_of, matrix_of, row_of, [rows]))
-            assert torch.get_num_threads() == threads
-        finally:
-            torch.set_num_threads(1)
-        assert again.tobytes() == whole.tobytes()
-    for pair in range(0, 55, 9):
-        one = slice(pair, pair + 1)
-        alone = exact_products(
-            queries, parts, RowPairs(query_of[one], matrix_of[one] + 1, row_of[one], [rows[:1], rows])
-        )
-        assert alone.tobytes() == whole[pair : pair + 1].tobytes()
-        terms = rows[row_of[pair]].double().numpy() * queries[query_of[pair]].double().numpy()
-        assert alone[0].tolist() == [np.add.reduce(terms[part].copy()) for part in parts]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -319,7 +284,7 @@ def test_without_unit_norm_both_norms_count(tmp_path: Path, storage: str) -> Non
         scan_file(item.uri, queries, ScanSettings(50, opponents=True, unit_norm=False)), (True, False), strict=True
     ):
         for query, row in enumerate(listed(top)):
-            products = np.add.reduce(stored * queries.vectors[query].double().numpy(), axis=1)
+            products = np.array([fixed_order.dot(row, queries.vectors[query].numpy()) for row in stored])
             scores = products * norms.astype(np.float64) * float(queries.grad_norm[query]) + 0.0
             order = sorted(range(400), key=lambda i, s=scores: (-s[i] if largest else s[i], f"e{i}"))[:50]
             assert row == [(scores[i], f"e{i}") for i in order]
@@ -404,7 +369,7 @@ def test_files_of_queries_and_changes(tmp_path: Path) -> None:
     loaded = Change.load(str(tmp_path / "c.safetensors"))
     assert torch.equal(loaded.matrices, change.matrices)
     assert loaded.normalisation == "block"
-    with pytest.raises(TrackStarError, match="expected \\['grad_norm', 'vectors'\\]"):
+    with pytest.raises(TrackStarError, match="expected \\['folded', 'grad_norm', 'vectors'\\]"):
         QuerySet.load(str(tmp_path / "c.safetensors"))
     (tmp_path / "bad.safetensors").write_bytes(b"no")
     with pytest.raises(TrackStarError, match=r"bad\.safetensors: not a readable safetensors file"):
