@@ -10,16 +10,15 @@ import argparse
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator
-from pathlib import PurePosixPath
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
 from pipelines import cli, flag_types, options, runner
-from pipelines.corpus import add_corpus_arguments, planned
+from pipelines.corpus import add_corpus_arguments, add_reject_argument, planned
 from pipelines.progress import Progress, Reporter, say
-from pipelines.score import MergeTops, Passages, Tops, winners, write
+from pipelines.score import FetchPassages, MergeTops, Passages, Tops, add_query_arguments, query_set_of, write
 from pipelines.workers import OneByOne
 from trackstar.corpus import Shard, WorkItem
 from trackstar.errors import TrackStarError
@@ -48,19 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     parser.add_argument("--method", required=True, choices=("bm25", "random"), help="what ranks the documents")
     add_corpus_arguments(parser)
-    parser.add_argument(
-        "--queries", required=True, metavar="FILE", help="JSONL: inputs_plaintext, targets_plaintext, …"
-    )
-    parser.add_argument("--output", required=True, metavar="FILE", help="results, JSONL")
+    add_query_arguments(parser)
     parser.add_argument("--top_k", type=flag_types.positive, default=100, metavar="N", help="documents a query")
-    parser.add_argument("--query_set", metavar="NAME", help="the results' field query_set (the queries file's name)")
-    parser.add_argument(
-        "--max_reject_fraction",
-        type=flag_types.fraction,
-        default=0.01,
-        metavar="X",
-        help="the run fails above this share of records that cannot be ranked",
-    )
+    add_reject_argument(parser, "ranked")
     parser.add_argument("--dry_run", action="store_true", help="say what would be read: shards, work items, bytes")
     options.add_field_arguments(parser.add_argument_group("--method bm25"), BM25Settings, _BM25)
     group = parser.add_argument_group("--method random")
@@ -87,7 +76,7 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
             top_k=args.top_k,
             max_reject_fraction=args.max_reject_fraction,
             queries=queries,
-            query_set=args.query_set or PurePosixPath(args.queries).name.split(".")[0],
+            query_set=query_set_of(args),
             output=args.output,
             reporter=progress.reporter,
         )
@@ -156,13 +145,7 @@ class RankCorpus(beam.PTransform):
             scored = items | "ScoreItem" >> beam.ParDo(score).with_outputs(ScoreItem.COUNTS, main="tops")
             counts = self._checked(scored[ScoreItem.COUNTS])
         tops = scored["tops"] | "MergeTops" >> beam.CombineGlobally(MergeTops())
-        passages = (
-            tops
-            | "Winners" >> beam.FlatMap(winners)
-            | "WinnersToAnyWorker" >> beam.Reshuffle()
-            | "FetchTexts" >> beam.Map(fetch_texts)
-            | "AllTexts" >> beam.combiners.ToList()
-        )
+        passages = tops | "FetchTexts" >> FetchPassages(fetch_texts)
         return passages | "WriteResults" >> beam.Map(
             write_rankings,
             beam.pvalue.AsSingleton(tops),

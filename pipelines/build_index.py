@@ -12,8 +12,8 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from pipelines import cli, flag_types, runner
-from pipelines.corpus import add_corpus_arguments, planned
+from pipelines import cli, runner
+from pipelines.corpus import add_corpus_arguments, add_reject_argument, planned
 from pipelines.progress import Progress, Reporter, say
 from pipelines.workers import EncoderDoFn, OneByOne, add_model_arguments
 from trackstar import estimate, storage
@@ -30,13 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--index", required=True, metavar="DIR", help="the index that `trackstar fit` made")
     add_corpus_arguments(parser)
     add_model_arguments(parser)
-    parser.add_argument(
-        "--max_reject_fraction",
-        type=flag_types.fraction,
-        default=0.01,
-        metavar="X",
-        help="the run fails above this share of records that cannot be encoded",
-    )
+    add_reject_argument(parser, "encoded")
     parser.add_argument(
         "--dry_run", action="store_true", help="say what would be done: items, examples, tokens, bytes, FLOPs, time"
     )

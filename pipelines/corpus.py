@@ -33,6 +33,17 @@ def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_reject_argument(parser: argparse.ArgumentParser, verb: str) -> None:
+    """--max_reject_fraction; `verb` says what cannot be done with a rejected record."""
+    parser.add_argument(
+        "--max_reject_fraction",
+        type=flag_types.fraction,
+        default=0.01,
+        metavar="X",
+        help=f"the run fails above this share of records that cannot be {verb}",
+    )
+
+
 def planned(args: argparse.Namespace) -> tuple[list[Shard], list[WorkItem]]:
     """The shards that the flags name, and their work items."""
     shards = corpus.expand(args.corpus, args.fingerprint)

@@ -23,7 +23,7 @@ from apache_beam.utils.shared import Shared
 
 from pipelines import cli, flag_types, options, runner
 from pipelines.progress import Progress, Reporter, say
-from pipelines.workers import OneByOne
+from pipelines.workers import OneByOne, add_worker_arguments
 from trackstar import corpus, storage
 from trackstar.corpus import Record
 from trackstar.evaluation import tail_patch_run as runs
@@ -47,23 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="GLOB",
         help="shards to look up proponents by id, where the results hold no texts",
     )
-    group = parser.add_argument_group("the model")
-    group.add_argument(
-        "--model",
-        required=True,
-        metavar="CKPT",
-        help="checkpoint folder of the model, with its tokenizer; runs in float32",
+    group = add_worker_arguments(
+        parser, "checkpoint folder of the model, with its tokenizer; runs in float32", "a probability"
     )
     group.add_argument(
         "--optimizer_state", metavar="FILE", help="optimizer.pt or its folder (that of the model, if it has one)"
-    )
-    group.add_argument("--device", default="auto", help="auto, cpu or cuda: where workers run the model")
-    group.add_argument(
-        "--threads_per_worker",
-        type=flag_types.positive,
-        default=1,
-        metavar="N",
-        help="threads of torch in each worker; another number may change the last bits of a probability",
     )
     group = parser.add_argument_group("the step")
     group.add_argument(

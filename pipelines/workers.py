@@ -59,21 +59,34 @@ class OneByOne(beam.PTransform):
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """--model, --device and --threads_per_worker."""
-    group = parser.add_argument_group("the model")
+    """--model, --device, --threads_per_worker and --allow_low_coverage."""
+    group = add_worker_arguments(parser, "checkpoint folder of the model, with its tokenizer", "an encoding")
     group.add_argument(
-        "--model", required=True, metavar="CKPT", help="checkpoint folder of the model, with its tokenizer"
+        "--allow_low_coverage",
+        action="store_true",
+        help="go on where less than half of the non-embedding parameters can be attributed",
     )
+
+
+def add_worker_arguments(parser: argparse.ArgumentParser, model: str, result: str) -> argparse._ArgumentGroup:
+    """--model, --device and --threads_per_worker.
+
+    Args:
+        parser: To add to.
+        model: Help of --model.
+        result: What another number of threads may change.
+
+    Returns:
+        The group, for more flags about the model.
+    """
+    group = parser.add_argument_group("the model")
+    group.add_argument("--model", required=True, metavar="CKPT", help=model)
     group.add_argument("--device", default="auto", help="auto, cpu or cuda: where workers run the model")
     group.add_argument(
         "--threads_per_worker",
         type=flag_types.positive,
         default=1,
         metavar="N",
-        help="threads of torch in each worker; another number may change the last bits of an encoding",
+        help=f"threads of torch in each worker; another number may change the last bits of {result}",
     )
-    group.add_argument(
-        "--allow_low_coverage",
-        action="store_true",
-        help="go on where less than half of the non-embedding parameters can be attributed",
-    )
+    return group

@@ -8,8 +8,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from trackstar.demo.corpus import jsonl, write
 from trackstar.demo.report import read_jsonl
+from trackstar.json_lines import jsonl, write_if_changed
 
 
 def answer_queries(queries: Path, checkpoint: Path) -> Path:
@@ -30,7 +30,9 @@ def answer_queries(queries: Path, checkpoint: Path) -> Path:
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     correct = answers(model, tokenizer, asked)
-    write(path, jsonl({**query, "answered": answer} for query, answer in zip(asked, correct, strict=True)))
+    write_if_changed(
+        str(path), jsonl({**query, "answered": answer} for query, answer in zip(asked, correct, strict=True))
+    )
     return path
 
 

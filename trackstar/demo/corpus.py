@@ -4,7 +4,6 @@ import dataclasses
 import gzip
 import io
 import json
-import os
 import random
 from collections import Counter
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 from trackstar.demo.facts import WELL_KNOWN, Fact, all_facts, element_descriptions, things
 from trackstar.demo.phrasings import ASIDES, RELATIONS, fill, prompt
 from trackstar.errors import TrackStarError
+from trackstar.json_lines import jsonl, write_if_changed
 
 # A relation of fewer facts is stated in every phrasing, or else too few sentences would be about it.
 FEW_FACTS = 10
@@ -103,11 +103,13 @@ def write_corpus(folder: Path, settings: CorpusSettings | None = None) -> DemoCo
     for number in range(settings.shards):
         part = documents[number * len(documents) // settings.shards : (number + 1) * len(documents) // settings.shards]
         if number < settings.shards // 2:
-            write(folder / "corpus" / f"shard-{number:02d}.jsonl.gz", _jsonl_gz(part))
+            write_if_changed(str(folder / "corpus" / f"shard-{number:02d}.jsonl.gz"), _jsonl_gz(part))
         else:
-            write(folder / "corpus" / f"shard-{number:02d}.parquet", _parquet(part))
-    write(corpus.queries, jsonl(queries))
-    write(corpus.facts, jsonl({**dataclasses.asdict(fact), "stating": stating[fact.fact_id]} for fact in facts))
+            write_if_changed(str(folder / "corpus" / f"shard-{number:02d}.parquet"), _parquet(part))
+    write_if_changed(str(corpus.queries), jsonl(queries))
+    write_if_changed(
+        str(corpus.facts), jsonl({**dataclasses.asdict(fact), "stating": stating[fact.fact_id]} for fact in facts)
+    )
     return corpus
 
 
@@ -203,11 +205,6 @@ def make_queries(facts: list[Fact], documents: list[Document]) -> list[dict[str,
     return queries
 
 
-def jsonl(lines: Iterable[object]) -> bytes:
-    """The lines as JSONL."""
-    return b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines)
-
-
 def _jsonl_gz(documents: list[Document]) -> bytes:
     return gzip.compress(jsonl({"id": d.example_id, "text": d.text} for d in documents), mtime=0)
 
@@ -217,21 +214,6 @@ def _parquet(documents: list[Document]) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, row_group_size=500)
     return buffer.getvalue()
-
-
-def write(path: Path, data: bytes) -> None:
-    """Writes a file at once, unless it holds these bytes already: an index knows a shard by its time of change."""
-    try:
-        if path.is_file() and path.read_bytes() == data:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise TrackStarError(
-            f"{path}: cannot be written ({error}); choose another folder or free some space"
-        ) from error
 
 
 def read_texts(folder: Path) -> list[str]:

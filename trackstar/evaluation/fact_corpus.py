@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from trackstar import storage
 from trackstar.errors import TrackStarError
+from trackstar.json_lines import jsonl, write_if_changed
 
 Kind = Literal["statement", "paragraph", "distractor", "contradiction", "passage"]
 
@@ -249,18 +250,6 @@ def about(corpus: Corpus, more_passages: int = 0) -> dict[str, Any]:
         "contradicted": sum(fact.alternatives is not None for fact in corpus.facts),
         "notes": dict(corpus.notes),
     }
-
-
-def jsonl(lines: Iterable[object]) -> bytes:
-    """The lines as JSONL, UTF-8."""
-    return b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines)
-
-
-def write_if_changed(uri: str, data: bytes) -> None:
-    """Writes a file unless it holds these bytes already: an index knows a shard by its time of change."""
-    if storage.exists(uri) and storage.size(uri) == len(data) and storage.read_bytes(uri) == data:
-        return
-    storage.write_bytes(uri, data)
 
 
 def _unique(names: Iterable[str], what: str) -> set[str]:

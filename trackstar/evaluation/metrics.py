@@ -12,7 +12,7 @@ training step on the proponent, in percentage points.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,14 @@ class Patch:
 
 Patches = dict[str, dict[int, Patch]]
 """Query's example_id → rank, from 1 → what the step did."""
+
+
+def patches_of(rows: Iterable[Mapping[str, Any]]) -> Patches:
+    """Rows as `trackstar tail-patch` writes them, by query and rank."""
+    patches: Patches = {}
+    for row in rows:
+        patches.setdefault(row["example_id"], {})[row["rank"]] = Patch(row["proponent_id"], row["change"])
+    return patches
 
 
 def read_tail_patches(uri: str) -> Patches:

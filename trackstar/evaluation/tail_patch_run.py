@@ -15,7 +15,7 @@ from trackstar import storage
 from trackstar.errors import TrackStarError
 from trackstar.evaluation.intervals import Bootstrap
 from trackstar.evaluation.linear_range import LinearRange, Rung, ladder, moved
-from trackstar.evaluation.metrics import Patch, tail_patch_metrics
+from trackstar.evaluation.metrics import patches_of, tail_patch_metrics
 from trackstar.evaluation.tail_patch_plan import Plan, chunks
 from trackstar.evaluation.tail_patch_tasks import (
     DescribeTask,
@@ -103,12 +103,9 @@ class TailPatches:
         return lines
 
     def _means(self, rows: Sequence[Mapping[str, Any]]) -> str:
-        patches: dict[str, dict[int, Patch]] = {}
-        for row in rows:
-            patches.setdefault(row["example_id"], {})[row["rank"]] = Patch(row["proponent_id"], row["change"])
         deepest = max(rank for _, rank in self.outcomes)
         ks = sorted({k for k in _KS if k < deepest} | {deepest})
-        columns = tail_patch_metrics("", patches, self.plan.results, ks)
+        columns = tail_patch_metrics("", patches_of(rows), self.plan.results, ks)
         parts = []
         for k, estimate in zip(ks, Bootstrap().estimates(columns).values(), strict=True):
             if estimate.mean is None:

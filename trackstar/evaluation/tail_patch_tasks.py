@@ -3,6 +3,7 @@
 What a task finds is a file under that name, so a run that broke off is taken up by skipping the tasks whose file exists.
 """
 
+import abc
 import dataclasses
 import hashlib
 import json
@@ -95,7 +96,7 @@ class Outcome:
 
 
 @dataclasses.dataclass(frozen=True)
-class _OfPairs:
+class _OfPairs(abc.ABC):
     """Takes one step a group; finds a list a group, of one outcome a query."""
 
     groups: tuple[Group, ...]
@@ -135,8 +136,9 @@ class _OfPairs:
             for i in range(len(group.queries))
         ]
 
+    @abc.abstractmethod
     def _measured(self, patch: TailPatch, document: Example | None, queries: list[Example]) -> list[Outcome]:
-        raise NotImplementedError
+        """What the step on the document does to each query."""
 
 
 @dataclasses.dataclass(frozen=True)
