@@ -9,6 +9,7 @@ What is done is kept in --folder and not done again, so a run that broke off goe
 
 import argparse
 import contextlib
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -48,48 +49,48 @@ def main(argv: list[str] | None = None) -> int:
     size = SIZES["small" if args.small else "standard"]
     if args.retraining_seeds is not None:
         size = size.with_retraining_seeds(args.retraining_seeds)
-    seconds: dict[str, float] = {}
+    spent = Seconds(args.folder / size.name / "seconds.json")
     try:
         reports = [
-            measure(name, size, args.folder / size.name, trex, name not in args.no_retraining, seconds)
+            measure(name, size, args.folder / size.name, trex, name not in args.no_retraining, spent)
             for name in args.datasets
         ]
     except TrackStarError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     command = "python -m benchmarks.fact_tracing" + (" --small" if args.small else "")
-    text = report.markdown(reports, size, command, seconds)
-    paths = report.write(reports, size, text, seconds, args.results)
+    text = report.markdown(reports, size, command, spent.parts)
+    paths = report.write(reports, size, text, spent.parts, args.results)
     print(text)
     print(" and ".join(map(str, paths)))
     return 0
 
 
 def measure(
-    name: str, size: Size, folder: Path, trex: dataset.TrexFiles | None, retrain: bool, seconds: dict[str, float]
+    name: str, size: Size, folder: Path, trex: dataset.TrexFiles | None, retrain: bool, spent: "Seconds"
 ) -> report.DatasetReport:
     """Everything on one corpus, the retraining if asked for."""
-    with _timed(f"{name}: corpus and model", seconds):
+    with spent.on(f"{name}: corpus and model"):
         corpus = dataset.build(name, size.facts, size.passages, trex)
         data = dataset.prepare(name, corpus, size.model, folder / name, tell)
     rankings = ablation.Rankings(data, tell)
     methods = settings.ablation(size)
-    with _timed(f"{name}: rankings", seconds):
+    with spent.on(f"{name}: rankings"):
         rankings.baselines()
         rankings.make(methods)
-    with _timed(f"{name}: metrics", seconds):
+    with spent.on(f"{name}: metrics"):
         rows = [
             report.Row(report.row_name(group[0]), group, ablation.metrics(rankings, [method.name for method in group]))
             for group in report.by_seed(methods)
         ]
         rows += [report.Row(other, (), ablation.metrics(rankings, [other])) for other in (BM25, RANDOM)]
     principal = settings.principal(size)
-    with _timed(f"{name}: tail-patch", seconds):
+    with spent.on(f"{name}: tail-patch"):
         files = {**{label: method.name for label, method in principal.items()}, BM25: BM25, RANDOM: RANDOM}
         patches = truth.tail_patches(rankings, files, size, tell)
     if not retrain:
         return report.DatasetReport(data, about(data.corpus), rows, patches, None)
-    with _timed(f"{name}: retraining", seconds):
+    with spent.on(f"{name}: retraining"):
         smaller = dataset.build(name, size.truth.facts, size.truth.passages, trex)
         little = dataset.prepare(f"{name}, smaller", smaller, size.truth.model, folder / f"{name}_truth", tell)
         found = truth.retrained(little, principal, size.truth, folder / f"{name}_truth" / "retrained", tell)
@@ -101,11 +102,27 @@ def tell(line: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {line}", file=sys.stderr, flush=True)
 
 
-@contextlib.contextmanager
-def _timed(what: str, seconds: dict[str, float]) -> Iterator[None]:
-    started = time.monotonic()
-    yield
-    seconds[what] = round(time.monotonic() - started, 1)
+class Seconds:
+    """How long each part has taken, over all runs in a folder.
+
+    Args:
+        path: File that keeps it.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self.parts: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+
+    @contextlib.contextmanager
+    def on(self, what: str) -> Iterator[None]:
+        """Adds the block's time, also where it is stopped."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.parts[what] = round(self.parts.get(what, 0.0) + time.monotonic() - started, 1)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text(json.dumps(self.parts))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every row's ranking of the corpus, as results files, and their metrics."""
+"""Every row's ranking of the corpus, kept in files, and the metrics of it."""
 
 import dataclasses
 import hashlib
@@ -11,36 +11,35 @@ import numpy as np
 
 from benchmarks.fact_tracing.dataset import Dataset
 from benchmarks.fact_tracing.gradients import Features, Gradients, Model, Tell
-from benchmarks.fact_tracing.methods import Method, dense_scores, results
+from benchmarks.fact_tracing.methods import Method, Ranked, dense_scores
 from benchmarks.fact_tracing.settings import BM25, GOLD, RANDOM
 from trackstar.evaluation.bm25 import bm25_scores
-from trackstar.evaluation.facts import is_correct
+from trackstar.evaluation.facts import fact_id_of
 from trackstar.evaluation.intervals import Bootstrap, Estimate
 from trackstar.evaluation.metrics import MRR, RECALL, at_k, fact_metrics
 from trackstar.evaluation.random_baseline import random_scores
-from trackstar.results import Ranking, Result, read_results, write_results
+from trackstar.results import Result
 
 TOP_K = 100
 
 
 class Rankings:
-    """Results files of one data set, made where they are missing.
+    """The k best documents of each query under every row, kept in files that are made where they are missing.
 
     Args:
-        dataset: The data set; its files lie in `results/` of its folder, under names that no other training shares.
+        dataset: The data set; the files lie in `rankings/` of its folder, under names that no other training shares.
         tell: Told how far it is.
     """
 
     def __init__(self, dataset: Dataset, tell: Tell):
         self.dataset = dataset
         self._tell = tell
-        self._folder = dataset.folder / "results" / results_identity(dataset)
+        self._folder = dataset.folder / "rankings" / results_identity(dataset)
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._cache: dict[str, list[Result]] = {}
 
     def path(self, name: str) -> Path:
-        """The results file of a row."""
-        return self._folder / f"{name}.jsonl"
+        """The file of a row."""
+        return self._folder / f"{name}.npz"
 
     def make(self, rows: Sequence[Method]) -> None:
         """Makes what is missing; rows with the same projected gradients share their computation."""
@@ -60,11 +59,25 @@ class Rankings:
                 self._write(name, maker(), positive_only=name != RANDOM)
                 self._tell(f"{self.dataset.name}: {name}")
 
-    def read(self, name: str) -> list[Result]:
-        """A row's results."""
-        if name not in self._cache:
-            self._cache[name] = read_results(str(self.path(name)))
-        return self._cache[name]
+    def read(self, name: str) -> Ranked:
+        """A row's ranking."""
+        return Ranked.load(self.path(name))
+
+    def results(self, name: str, places: Sequence[int]) -> list[Result]:
+        """A row's results for some queries."""
+        data = self.dataset
+        return (
+            self.read(name).some(places).results([data.queries[place] for place in places], data.ids, data.texts, name)
+        )
+
+    def is_gold(self) -> np.ndarray:
+        """[Q, N + 1] bool: whether a document states the query's fact; the last column, of what is not listed, is false."""
+        data = self.dataset
+        column = {example_id: number for number, example_id in enumerate(data.ids)}
+        marks = np.zeros((len(data.queries), len(column) + 1), bool)
+        for row, query in zip(marks, data.queries, strict=True):
+            row[[column[example_id] for example_id in data.facts[fact_id_of(query)].gold_ids]] = True
+        return marks
 
     def _gradients(self, features: Features) -> Gradients:
         self._tell(f"{self.dataset.name}: projected gradients, {features}")
@@ -72,11 +85,7 @@ class Rankings:
         return Gradients(model.encoder(features), self.dataset.texts, self.dataset.queries)
 
     def _write(self, name: str, scores: np.ndarray, positive_only: bool = False) -> None:
-        data = self.dataset
-        made = results(scores, data.ids, data.texts, data.queries, TOP_K, name)
-        if positive_only:
-            made = [_positive(result) for result in made]
-        write_results(str(self.path(name)), made)
+        Ranked.of(scores, self.dataset.ids, TOP_K, positive_only).save(self.path(name))
 
     def _bm25(self) -> np.ndarray:
         return bm25_scores(self.dataset.texts, [query.prompt + query.target for query in self.dataset.queries])
@@ -85,11 +94,7 @@ class Rankings:
         return random_scores([query.example_id for query in self.dataset.queries], self.dataset.ids)
 
     def _gold(self) -> np.ndarray:
-        column = {example_id: number for number, example_id in enumerate(self.dataset.ids)}
-        scores = np.zeros((len(self.dataset.queries), len(column)), np.float32)
-        for row, fact in zip(scores, self.dataset.corpus.facts, strict=True):
-            row[[column[example_id] for example_id in fact.gold_ids]] = 1.0
-        return scores
+        return self.is_gold()[:, :-1].astype(np.float32)
 
 
 def results_identity(dataset: Dataset) -> str:
@@ -117,17 +122,13 @@ def metrics(rankings: Rankings, names: Sequence[str]) -> Metrics:
 
     Args:
         rankings: Where its results are.
-        names: Results files of the row, one a seed.
+        names: Its rankings, one a seed.
     """
-    facts = rankings.dataset.facts
+    gold = rankings.is_gold()
     columns: dict[str, list[np.ndarray]] = {}
     for name in names:
-        found = rankings.read(name)
-        correct = [
-            [is_correct(i, facts[str(result.query.fields["fact_id"])].gold_ids) for i in result.proponents.ids]
-            for result in found
-        ]
-        for metric, values in fact_metrics(correct, (1, 10)).items():
+        correct = np.take_along_axis(gold, rankings.read(name).places, axis=1)  # −1 is the last column
+        for metric, values in fact_metrics(correct.tolist(), (1, 10)).items():
             columns.setdefault(metric, []).append(values)
     mean = {metric: np.mean(values, axis=0) for metric, values in columns.items()}
     answered = np.array(rankings.dataset.answered)
@@ -136,12 +137,3 @@ def metrics(rankings: Rankings, names: Sequence[str]) -> Metrics:
 
 
 SHOWN = (MRR, at_k(RECALL, 1), at_k(RECALL, 10))
-
-
-def _positive(result: Result) -> Result:
-    """Without proponents whose score is zero, which say nothing."""
-    count = sum(score > 0 for score in result.proponents.scores)
-    ranking = result.proponents
-    return dataclasses.replace(
-        result, proponents=Ranking(ranking.texts[:count], ranking.ids[:count], ranking.scores[:count])
-    )

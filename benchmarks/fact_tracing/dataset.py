@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -51,17 +52,17 @@ class Dataset:
     checkpoint: Path
     answered: tuple[bool, ...]
 
-    @property
+    @cached_property
     def texts(self) -> list[str]:
         """The documents' texts."""
         return [document.text for document in self.corpus.documents]
 
-    @property
+    @cached_property
     def ids(self) -> list[str]:
         """The documents' ids."""
         return [document.id for document in self.corpus.documents]
 
-    @property
+    @cached_property
     def queries(self) -> list[Query]:
         """The queries as results files hold them, `answered` among the fields."""
         made = []
@@ -74,7 +75,7 @@ class Dataset:
             )
         return made
 
-    @property
+    @cached_property
     def facts(self) -> dict[str, Fact]:
         """The annotations."""
         return {f.fact_id: Fact(f.fact_id, frozenset(f.gold_ids), f.relation) for f in self.corpus.facts}

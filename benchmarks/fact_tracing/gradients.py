@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from trackstar import second_moments
-from trackstar.batching import Example
+from trackstar.corpus import Record
 from trackstar.encoder import Encoder
 from trackstar.fitting import make_spec
 from trackstar.models import LoadedModel, load_model
@@ -96,11 +96,11 @@ class Gradients:
         self, encoder: Encoder, texts: Sequence[str], queries: Sequence[Query], tell: Tell = lambda line: None
     ):
         self.spec: Spec = encoder.spec
+        self._mixed: tuple[float, Preconditioner] | None = None
         tokenization = encoder.tokenization
         asked = [tokenization.query(query.example_id, query.prompt, query.target) for query in queries]
-        tokens = tokenization.tokenizer(list(texts), verbose=False)["input_ids"]
-        limit = self.spec.max_length
-        documents = [Example(str(i), tuple(ids[:limit]), 1, i, None) for i, ids in enumerate(tokens)]
+        records = (Record(str(place), "corpus", place, text, None) for place, text in enumerate(texts))
+        documents = [example for record in records for example in tokenization.documents(record)[0]]
         self.queries = encoder.project(asked).gradients
         """float32 [Q, blocks, d_b]."""
         self.documents = torch.empty(len(documents), self.spec.num_blocks, self.spec.block_dimension)
@@ -128,14 +128,10 @@ class Gradients:
     def mixed(self, mixing: float | None) -> Preconditioner:
         """λ R_eval + (1 − λ) R_train; λ of the crossing rule for None."""
         weight = self.crossing if mixing is None else mixing
-        if weight not in self._mixed:
-            self._mixed.clear()  # one at a time: a large one takes gigabytes
-            self._mixed[weight] = mix(self.train, self.evaluation, weight)
-        return self._mixed[weight]
-
-    @cached_property
-    def _mixed(self) -> dict[float, Preconditioner]:
-        return {}
+        if self._mixed is None or self._mixed[0] != weight:
+            self._mixed = None  # one at a time: a large one takes gigabytes
+            self._mixed = weight, mix(self.train, self.evaluation, weight)
+        return self._mixed[1]
 
 
 def _preconditioner(gradients: torch.Tensor) -> Preconditioner:

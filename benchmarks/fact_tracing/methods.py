@@ -1,6 +1,10 @@
 """The rows of the ablation: how projected gradients become scores of all documents, densely."""
 
 import dataclasses
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -80,21 +84,57 @@ def dense_scores(method: Method, gradients: Gradients) -> np.ndarray:
     return products.numpy()
 
 
-def results(
-    scores: np.ndarray, ids: list[str], texts: list[str], queries: list[Query], top_k: int, name: str
-) -> list[Result]:
-    """Rankings of the k best: score descending, id ascending."""
-    id_order = np.argsort(np.array(ids), kind="stable")
-    rank_of_id = np.empty(len(ids), np.int64)
-    rank_of_id[id_order] = np.arange(len(ids))
-    made = []
-    for query, row in zip(queries, scores, strict=True):
-        k = min(top_k, len(row))
-        kth = np.partition(row, len(row) - k)[len(row) - k]
-        some = np.flatnonzero(row >= kth)
-        best = some[np.lexsort((rank_of_id[some], -row[some]))][:k]
-        made.append(Result(query, name, Ranking([texts[i] for i in best], [ids[i] for i in best], row[best].tolist())))
-    return made
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+    """The k best documents of every query: score descending, id ascending.
+
+    Args:
+        places: [Q, k] int32, the documents' places in the corpus; −1 behind a query's last.
+        scores: [Q, k] float32.
+    """
+
+    places: np.ndarray
+    scores: np.ndarray
+
+    @classmethod
+    def of(cls, scores: np.ndarray, ids: Sequence[str], k: int, positive_only: bool = False) -> "Ranked":
+        """From all documents' scores, [Q, N]; `positive_only` leaves out scores of zero, which say nothing."""
+        rank_of_id = np.empty(len(ids), np.int64)
+        rank_of_id[np.argsort(np.array(ids), kind="stable")] = np.arange(len(ids))
+        k = min(k, len(ids))
+        places = np.empty((len(scores), k), np.int32)
+        for best, row in zip(places, scores, strict=True):
+            kth = np.partition(row, len(row) - k)[len(row) - k]
+            some = np.flatnonzero(row >= kth)
+            best[:] = some[np.lexsort((rank_of_id[some], -row[some]))][:k]
+        chosen = np.take_along_axis(np.asarray(scores, np.float32), places, axis=1)
+        return cls(np.where(chosen > 0, places, -1) if positive_only else places, chosen)
+
+    def results(self, queries: Sequence[Query], ids: Sequence[str], texts: Sequence[str], name: str) -> list[Result]:
+        """As results files hold them."""
+        made = []
+        for query, places, scores in zip(queries, self.places, self.scores, strict=True):
+            listed = places >= 0
+            best = places[listed].tolist()
+            ranking = Ranking([texts[i] for i in best], [ids[i] for i in best], scores[listed].tolist())
+            made.append(Result(query, name, ranking))
+        return made
+
+    def some(self, queries: Sequence[int]) -> "Ranked":
+        """Of some queries alone."""
+        return Ranked(self.places[list(queries)], self.scores[list(queries)])
+
+    def save(self, path: Path) -> None:
+        """Writes a file, whole or not at all."""
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            np.savez(file, places=self.places, scores=self.scores)
+        os.replace(file.name, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Ranked":
+        """Reads what `save` wrote."""
+        with np.load(path) as arrays:
+            return cls(arrays["places"], arrays["scores"])
 
 
 def _chosen(method: Method, gradients: Gradients) -> Preconditioner | None:

@@ -1,12 +1,11 @@
 """The benchmark's tables, as Markdown, and JSON beside them."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import machine
+from benchmarks.common import machine, markdown_table, write_results
 from benchmarks.fact_tracing.ablation import SHOWN, Metrics
 from benchmarks.fact_tracing.dataset import Dataset
 from benchmarks.fact_tracing.methods import Method
@@ -74,13 +73,6 @@ def show(estimate: Estimate, digits: int = 3) -> str:
     return f"{estimate.mean:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
 
 
-def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table."""
-    return ["| " + " | ".join(heading) + " |", "| " + " | ".join("---" for _ in heading) + " |"] + [
-        "| " + " | ".join(row) + " |" for row in rows
-    ]
-
-
 def markdown(reports: Sequence[DatasetReport], size: Size, command: str, seconds: Mapping[str, float]) -> str:
     """The whole report."""
     lines = [
@@ -97,7 +89,7 @@ def markdown(reports: Sequence[DatasetReport], size: Size, command: str, seconds
         lines += ["", f"## {report.dataset.name.capitalize()}", "", *_about(report, size), ""]
         best = sorted(report.rows, key=lambda row: -(row.metrics.answered["MRR"].mean or 0.0))
         heading = ["row", "seeds", *SHOWN, "MRR over all queries"]
-        lines += table(heading, [_row(row) for row in best])
+        lines += [markdown_table(heading, [_row(row) for row in best])]
         lines += ["", *_patches(report.patches)]
         if report.retrained is not None:
             lines += ["", *_retrained(report.retrained, size)]
@@ -106,7 +98,7 @@ def markdown(reports: Sequence[DatasetReport], size: Size, command: str, seconds
         "",
         "## Time",
         "",
-        f"{total / 60:.0f} minutes in this run: " + ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items()) + ".",
+        f"{total / 60:.0f} minutes: " + ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items()) + ".",
     ]
     return "\n".join(lines) + "\n"
 
@@ -115,7 +107,6 @@ def write(
     reports: Sequence[DatasetReport], size: Size, text: str, seconds: Mapping[str, float], folder: Path
 ) -> list[Path]:
     """Markdown, and JSON with every figure of it."""
-    folder.mkdir(parents=True, exist_ok=True)
     content = {
         "size": dataclasses.asdict(size),
         "machine": machine(),
@@ -136,10 +127,7 @@ def write(
         },
     }
     name = "fact_tracing" if size.name == "standard" else f"fact_tracing_{size.name}"
-    paths = [folder / f"{name}.md", folder / f"{name}.json"]
-    paths[0].write_text(text, encoding="utf-8")
-    paths[1].write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return paths
+    return write_results(name, content, text, folder)
 
 
 def _about(report: DatasetReport, size: Size) -> list[str]:
@@ -171,7 +159,7 @@ def _patches(patches: Mapping[str, Patches]) -> list[str]:
         f"Tail-patch, {n} queries that the model answers, change of the target's probability in percentage points; step rate · "
         f"g/(√V + ε) at rate {first.rate:g}, the largest in the linear range on the gold documents:",
         "",
-        *table(["row", *names], rows),
+        markdown_table(["row", *names], rows),
     ]
 
 
@@ -185,13 +173,20 @@ def _retrained(found: Retrained, size: Size) -> list[str]:
             if effect
             else ["–"] * 3
         )
-        rows.append([name, show(found.lds[name]), *cells])
-    return [
+        averaged = show(found.lds_of_models[name]) if name in found.lds_of_models else "–"
+        rows.append([name, show(found.lds[name]), averaged, *cells])
+    lines = [
         f"Retraining, on a smaller corpus ({found.documents:,} documents, {found.queries} queries of which its model answers "
         f"{found.answered}; {truth.model.layers} layers of width {truth.model.hidden_size}, {truth.model.steps} steps): LDS over "
-        f"{truth.subsets} random halves × {len(truth.seeds)} seeds; leave-{truth.k}-out in {truth.groups} groups of queries × "
+        f"{truth.subsets} random halves × {len(truth.seeds)} seeds, with the gradients of one model and with the scores of "
+        f"{truth.models} models averaged; leave-{truth.k}-out in {truth.groups} groups of queries × "
         f"{len(truth.leave_out_seeds)} seeds (rise of the query's loss in nats, the same beyond random documents, drop of the "
-        "target's probability):",
-        "",
-        *table(["row", "LDS", "loss rise", "beyond random", "probability drop"], rows),
+        "target's probability)."
     ]
+    if found.repeatability is not None:
+        lines[0] += (
+            f" Losses of the same halves under other seeds correlate with these at {show(found.repeatability)}: what chance of "
+            "training leaves to be foretold."
+        )
+    heading = ["row", "LDS", f"LDS, {truth.models} models", "loss rise", "beyond random", "probability drop"]
+    return [*lines, "", markdown_table(heading, rows)]

@@ -24,6 +24,7 @@ class GroundTruth:
         k: Documents a query that leave-k-out removes.
         groups: Groups of queries that share a training.
         leave_out_seeds: Trainings of each group and method.
+        models: Models of the whole corpus whose scores are averaged, for the LDS that does not depend on one training's chance.
     """
 
     facts: int
@@ -35,6 +36,7 @@ class GroundTruth:
     k: int
     groups: int
     leave_out_seeds: tuple[int, ...]
+    models: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,11 +102,12 @@ SIZES = {
                 learning_rate=3e-3,
             ),
             queries=100,
-            subsets=32,
+            subsets=24,
             seeds=(0, 1),
             k=4,
             groups=3,
             leave_out_seeds=(0, 1),
+            models=5,
         ),
     ),
     "small": Size(
@@ -127,6 +130,7 @@ SIZES = {
             k=2,
             groups=1,
             leave_out_seeds=(0,),
+            models=2,
         ),
     ),
 }

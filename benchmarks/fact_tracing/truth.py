@@ -2,29 +2,31 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import AutoTokenizer
 
 from benchmarks.fact_tracing.ablation import Rankings
 from benchmarks.fact_tracing.dataset import Dataset, sample
 from benchmarks.fact_tracing.gradients import Gradients, Model, Tell
-from benchmarks.fact_tracing.methods import Method, dense_scores, results
+from benchmarks.fact_tracing.methods import Method, Ranked, dense_scores
 from benchmarks.fact_tracing.settings import BM25, GOLD, LEFT_OUT, RANDOM, GroundTruth, Size
 from trackstar.evaluation import tail_patch_run
 from trackstar.evaluation.bm25 import bm25_scores
 from trackstar.evaluation.intervals import Bootstrap, Estimate
-from trackstar.evaluation.lds import LDS, lds, subset_masks
+from trackstar.evaluation.lds import lds, repeatability, subset_masks
 from trackstar.evaluation.leave_out import Effect, leave_out
-from trackstar.evaluation.metrics import Patch, tail_patch_metrics
+from trackstar.evaluation.metrics import patches_of, tail_patch_metrics
 from trackstar.evaluation.random_baseline import random_scores
 from trackstar.evaluation.retraining import RetrainingTask, retrain_subsets
 from trackstar.evaluation.tail_patch import TailPatch, TailPatchSettings, TailPatchSource
 from trackstar.evaluation.tail_patch_plan import make_plan
 from trackstar.evaluation.tail_patch_tasks import run_here
-from trackstar.results import Result
+from trackstar.results import Query, Result
+from trackstar.small_models import train_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,7 @@ def tail_patches(rankings: Rankings, rows: Mapping[str, str], size: Size, tell: 
     rate: float | None = None
     for name, file in {GOLD: GOLD, **rows}.items():
         kept = rankings.path(file).with_name(f"{file}.tail_patch-{len(places)}x{size.patch_k}.json")
-        chosen = [rankings.read(file)[place] for place in places]
+        chosen = rankings.results(file, places)
         if kept.exists():
             found = json.loads(kept.read_text())
         else:
@@ -72,11 +74,8 @@ def tail_patches(rankings: Rankings, rows: Mapping[str, str], size: Size, tell: 
 
 
 def _estimates(rows: Sequence[Mapping[str, Any]], chosen: Sequence[Result], k: int) -> dict[str, Estimate]:
-    patches: dict[str, dict[int, Patch]] = {}
-    for row in rows:
-        patches.setdefault(row["example_id"], {})[row["rank"]] = Patch(row["proponent_id"], row["change"])
     ks = sorted({1, 3, 5, 10, k} & set(range(1, k + 1)))
-    return Bootstrap().estimates(tail_patch_metrics("", patches, list(chosen), ks))
+    return Bootstrap().estimates(tail_patch_metrics("", patches_of(rows), chosen, ks))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +86,9 @@ class Retrained:
         documents: Of the corpus.
         queries: Whose losses were measured.
         answered: How many of these the model of the whole corpus answers.
-        lds: Row → mean over queries.
+        lds: Row → mean over queries, with the gradients of one model.
+        lds_of_models: The same with scores averaged over several models of the whole corpus; rows of gradients alone.
+        repeatability: Correlation of the losses with those of other trainings of the same halves; None with one seed.
         effects: Row → what leaving its proponents out did.
     """
 
@@ -95,6 +96,8 @@ class Retrained:
     queries: int
     answered: int
     lds: dict[str, Estimate]
+    lds_of_models: dict[str, Estimate]
+    repeatability: Estimate | None
     effects: dict[str, Effect]
 
 
@@ -110,44 +113,59 @@ def retrained(dataset: Dataset, rows: Mapping[str, Method], truth: GroundTruth, 
     """
     places = sample(dataset, truth.queries)
     queries = [dataset.queries[place] for place in places]
-    task = RetrainingTask.of(dataset.ids, dataset.texts, queries, truth.model, _tokenizer(dataset))
+    tokenizer = AutoTokenizer.from_pretrained(dataset.checkpoint)
+    task = RetrainingTask.of(dataset.ids, dataset.texts, queries, truth.model, tokenizer)
     masks = subset_masks(len(dataset.ids), truth.subsets)
     tell(f"{dataset.name}: {truth.subsets * len(truth.seeds)} retrainings on halves")
     losses = retrain_subsets(task, masks, str(folder), truth.seeds)
-    scores = _all_scores(dataset, places, rows)
-    found: dict[str, LDS] = {name: lds(row, masks, losses) for name, row in scores.items()}
+    by_model = [_gradient_scores(dataset, model, places, rows) for model in _models(dataset, truth, tell)]
+    scores = {**by_model[0], **_other_scores(dataset, queries)}
+    averaged = {name: np.mean([of_model[name] for of_model in by_model], axis=0) for name in rows}
     listed = {
-        name: results(row, dataset.ids, dataset.texts, queries, len(dataset.ids) // 2, name)
+        name: Ranked.of(row, dataset.ids, len(dataset.ids) // 2).results(queries, dataset.ids, dataset.texts, name)
         for name, row in scores.items()
         if name in LEFT_OUT
     }
     tell(f"{dataset.name}: retrainings with documents left out")
     without = leave_out(task, listed, truth.k, truth.groups, str(folder), truth.leave_out_seeds)
+    repeated = repeatability(losses) if len(truth.seeds) > 1 else None
     return Retrained(
         documents=len(dataset.ids),
         queries=len(queries),
         answered=sum(dataset.answered[place] for place in places),
-        lds={name: each.estimate() for name, each in found.items()},
+        lds={name: lds(row, masks, losses).estimate() for name, row in scores.items()},
+        lds_of_models={name: lds(row, masks, losses).estimate() for name, row in averaged.items()},
+        repeatability=None if repeated is None else Bootstrap().estimates({"": repeated})[""],
         effects=without.effects(),
     )
 
 
-def _tokenizer(dataset: Dataset) -> Any:
-    from transformers import AutoTokenizer
+def _models(dataset: Dataset, truth: GroundTruth, tell: Tell) -> Iterator[Path]:
+    """Checkpoints of models of the whole corpus that differ in the seed of their training; the first is the data set's."""
+    yield dataset.checkpoint
+    for seed in range(1, truth.models):
+        tell(f"{dataset.name}: model {seed + 1} of {truth.models}")
+        settings = dataclasses.replace(truth.model, seed=seed)
+        yield train_checkpoint(dataset.texts, dataset.folder / f"model-{seed}", settings)
 
-    return AutoTokenizer.from_pretrained(dataset.checkpoint)
 
-
-def _all_scores(dataset: Dataset, places: Sequence[int], rows: Mapping[str, Method]) -> dict[str, np.ndarray]:
+def _gradient_scores(
+    dataset: Dataset, checkpoint: Path, places: Sequence[int], rows: Mapping[str, Method]
+) -> dict[str, np.ndarray]:
     """Scores of all documents for some queries, [Q, N] a row; R_eval is of all the corpus's queries."""
     scores: dict[str, np.ndarray] = {}
     gradients: dict[Any, Gradients] = {}
-    model = Model(dataset.checkpoint)
+    model = Model(checkpoint)
     for name, method in rows.items():
         if method.features not in gradients:
             gradients[method.features] = Gradients(model.encoder(method.features), dataset.texts, dataset.queries)
         scores[name] = dense_scores(method, gradients[method.features])[places]
-    queries = [dataset.queries[place] for place in places]
-    scores[BM25] = bm25_scores(dataset.texts, [query.prompt + query.target for query in queries]).astype(np.float64)
-    scores[RANDOM] = random_scores([query.example_id for query in queries], dataset.ids)
     return scores
+
+
+def _other_scores(dataset: Dataset, queries: Sequence[Query]) -> dict[str, np.ndarray]:
+    """Scores that need no model, [Q, N]."""
+    return {
+        BM25: bm25_scores(dataset.texts, [query.prompt + query.target for query in queries]),
+        RANDOM: random_scores([query.example_id for query in queries], dataset.ids),
+    }

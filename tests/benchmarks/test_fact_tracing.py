@@ -11,7 +11,7 @@ import torch
 from benchmarks.fact_tracing import __main__ as command
 from benchmarks.fact_tracing import settings, sources
 from benchmarks.fact_tracing.gradients import Features, Gradients
-from benchmarks.fact_tracing.methods import Method, dense_scores, results
+from benchmarks.fact_tracing.methods import Method, Ranked, dense_scores
 from tests.encoders import make_encoder
 from tests.tiny_models import tiny_model, tiny_tokenizer
 from trackstar.encoder import precondition_and_normalise
@@ -65,9 +65,21 @@ def test_dense_scores_without_unit_norm_are_inner_products(gradients: Gradients)
 
 def test_rankings_are_by_score_and_then_by_id() -> None:
     scores = np.array([[0.5, 0.9, 0.5, 0.5, 0.1]], np.float32)
-    [result] = results(scores, ["d", "e", "a", "c", "b"], list("vwxyz"), QUERIES[:1], 3, "set")
+    ids = ["d", "e", "a", "c", "b"]
+    [result] = Ranked.of(scores, ids, 3).results(QUERIES[:1], ids, list("vwxyz"), "set")
     assert list(result.proponents.ids) == ["e", "a", "c"]
     assert list(result.proponents.texts) == ["w", "x", "y"]
+
+
+def test_rankings_without_scores_of_zero_and_from_their_file(tmp_path: Path) -> None:
+    ranked = Ranked.of(np.array([[0.0, 0.9, 0.0, 0.5]], np.float32), ["d", "e", "a", "c"], 3, positive_only=True)
+    ranked.save(tmp_path / "ranked.npz")
+    [result] = (
+        Ranked.load(tmp_path / "ranked.npz").some([0]).results(QUERIES[:1], ["d", "e", "a", "c"], list("vwxy"), "")
+    )
+    assert list(result.proponents.ids) == ["e", "c"]
+    assert list(result.proponents.scores) == pytest.approx([0.9, 0.5])
+    assert [path.name for path in tmp_path.iterdir()] == ["ranked.npz"]
 
 
 def test_rows_cover_the_ablation() -> None:
@@ -82,6 +94,12 @@ def test_rows_cover_the_ablation() -> None:
     assert len(combinations) == 2 * 4 * 2
     assert len(middle) == len(combinations) * 3
     assert set(settings.LEFT_OUT) - {settings.BM25} <= set(settings.principal(settings.SIZES["standard"]))
+
+
+def _written(folder: Path) -> dict[Path, int]:
+    """When each file was written, but for the one that says how long things took."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "seconds.json")
+    return {path: path.stat().st_mtime_ns for path in files}
 
 
 @pytest.mark.timeout(600)
@@ -103,15 +121,15 @@ def test_the_small_size_runs_and_goes_on_where_it_was(tmp_path: Path, capsys: py
     means = {name: row["everything"]["MRR"]["mean"] for name, row in rows.items()}
     assert means["BM25"] > 5 * means["random"]
     assert set(found["retrained"]["lds"]) == {*settings.principal(settings.SIZES["small"]), "BM25", "random"}
+    assert set(found["retrained"]["lds_of_models"]) == set(settings.principal(settings.SIZES["small"]))
     assert set(found["retrained"]["effects"]) == {*settings.LEFT_OUT, "random documents"}
     assert found["tail_patch"]["gold"]["estimates"]["Tail-patch@1"]["mean"] > 0
     table = (tmp_path / "results" / "fact_tracing_small.md").read_text()
     assert all(f"| {name} |" in table for name in rows)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*") if path.is_file()}
+    before = _written(tmp_path / "work")
     capsys.readouterr()
     assert command.main(words) == 0
-    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*") if path.is_file()}
-    assert after == before
+    assert _written(tmp_path / "work") == before
     again = json.loads((tmp_path / "results" / "fact_tracing_small.json").read_text())["datasets"]["hard"]
     assert again == found
     assert "(4 were there)" in capsys.readouterr().err

@@ -110,6 +110,28 @@ def lds(scores: np.ndarray, masks: np.ndarray, losses: np.ndarray) -> LDS:
     return LDS(per_query, int((~spread).sum()), int((spread & ~ranked).sum()))
 
 
+def repeatability(losses: np.ndarray) -> np.ndarray:
+    """How far another training of the same subsets agrees with the first: a ceiling for what scores can foretell.
+
+    Args:
+        losses: [seeds, m, Q], at least two seeds.
+
+    Returns:
+        [Q] float64: Spearman's correlation, over the subsets, of the first half of the seeds' mean losses with the other
+        half's; NaN where one of them is the same in all subsets.
+    """
+    stats = _scipy_stats()
+    losses = np.asarray(losses, np.float64)
+    if losses.ndim != 3 or len(losses) < 2 or not np.isfinite(losses).all():
+        raise TrackStarError(f"losses {losses.shape}: expected finite [seeds, m, Q] of at least two seeds")
+    half = len(losses) // 2
+    first, second = losses[:half].mean(axis=0), losses[half:].mean(axis=0)  # [m, Q]
+    per_query = np.full(losses.shape[2], np.nan)
+    for q in np.flatnonzero((np.ptp(first, axis=0) > 0) & (np.ptp(second, axis=0) > 0)):
+        per_query[q] = stats.spearmanr(first[:, q], second[:, q]).statistic
+    return per_query
+
+
 def dense_scores(
     results: Sequence[Result], example_ids: Sequence[str], queries: Sequence[str] | None = None
 ) -> np.ndarray:
