@@ -8,7 +8,7 @@ from scipy import stats
 
 from trackstar.errors import TrackStarError
 from trackstar.evaluation.intervals import Bootstrap
-from trackstar.evaluation.lds import LDS, dense_scores, in_order_of, lds, subset_masks
+from trackstar.evaluation.lds import LDS, dense_scores, in_order_of, lds, repeatability, subset_masks
 from trackstar.results import Query, Ranking, Result
 
 
@@ -229,3 +229,22 @@ def test_results_that_do_not_fit_the_queries_are_told():
         in_order_of(results, ["q0"])
     with pytest.raises(TrackStarError, match=r"1 of 2 queries have no result .*'q1'"):
         in_order_of(results[:1], ["q0", "q1"])
+
+
+def test_repeatability_is_spearmans_correlation_of_two_halves_of_the_seeds() -> None:
+    generator = np.random.default_rng(3)
+    truth = generator.normal(size=(12, 5))
+    losses = np.stack([truth + 0.3 * generator.normal(size=truth.shape) for _ in range(4)])
+    losses[:, :, 4] = 1.0
+    found = repeatability(losses)
+    ranks = [np.argsort(np.argsort(half.mean(axis=0), axis=0), axis=0) for half in (losses[:2], losses[2:])]
+    expected = [np.corrcoef(ranks[0][:, q], ranks[1][:, q])[0, 1] for q in range(4)]
+    np.testing.assert_allclose(found[:4], expected, atol=1e-12)
+    assert np.isnan(found[4])
+    np.testing.assert_allclose(repeatability(np.stack([truth, 2 * truth + 1])), 1.0)
+
+
+@pytest.mark.parametrize("losses", [np.zeros((1, 3, 2)), np.zeros((3, 2)), np.full((2, 3, 2), np.nan)])
+def test_repeatability_needs_two_seeds_of_finite_losses(losses: np.ndarray) -> None:
+    with pytest.raises(TrackStarError, match="two seeds"):
+        repeatability(losses)
