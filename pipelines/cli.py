@@ -149,14 +149,24 @@ def _run(words: Sequence[str], commands: Mapping[str, Command]) -> int:
     return _run_command(name, command, words[1:])
 
 
-def _run_command(name: str, command: Command, words: Sequence[str]) -> int:
-    module = _import(name, command)
+def parser(name: str) -> options.Parser:
+    """A command's parser, with its own flags."""
+    return _parser(name, COMMANDS[name], _import(name, COMMANDS[name]))
+
+
+def _parser(name: str, command: Command, module: ModuleType) -> options.Parser:
     parser = options.Parser(
         prog=f"trackstar {name}",
         description=inspect.cleandoc(module.__doc__ or command.help),
         epilog=(_BEAM_NOTE if command.runs_pipelines else "") + _NOTE,
     )
     module.add_arguments(parser)
+    return parser
+
+
+def _run_command(name: str, command: Command, words: Sequence[str]) -> int:
+    module = _import(name, command)
+    parser = _parser(name, command, module)
     try:
         args, beam_args = options.parse(parser, words)
         if beam_args and not command.runs_pipelines:

@@ -90,6 +90,57 @@ def split(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[list[st
     return ours, beams
 
 
+def from_parameters(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
+    """The words of a command line for a template's parameters, which all come as --name=value.
+
+    A switch takes true or false (`--dry_run=true`), a flag of several values has them in one word, blanks between
+    (`--corpus=gs://a/*.gz gs://b/*.gz`), and an empty value is a field that was left empty in a form.
+
+    Raises:
+        UsageError: an unknown flag, with the nearest known one; a switch that is neither true nor false.
+    """
+    own_flags = _flags(parser)
+    found: list[str] = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        known = own_flags.get(_normal(name)) or _flags(_beam_parser()).get(_normal(name))
+        if known is None:
+            raise UsageError(_unknown_flag(name, own_flags))
+        flag, action = known
+        if not equals:
+            found.append(flag)
+        elif value and action.nargs == 0:
+            found += _switch(flag, value)
+        elif value and action.nargs in ("+", "*"):
+            found += [flag, *value.split()]
+        elif value:
+            found.append(f"{flag}={value}")
+    return found
+
+
+def named(words: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Those of Beam's flags that have these names, of words in the form --name=value or --name."""
+    wanted = {_normal(f"--{name}") for name in names}
+    return [word for word in words if _normal(word.partition("=")[0]) in wanted]
+
+
+def value_of(words: Sequence[str], name: str) -> str | None:
+    """The last value that words in the form --name=value give a flag."""
+    found = named(words, [name])
+    return found[-1].partition("=")[2] if found else None
+
+
+def _switch(flag: str, value: str) -> list[str]:
+    """The flag that says what a switch's value says; none where the default does."""
+    try:
+        if boolean(value):
+            return [flag]
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"argument {flag}: {error}") from error
+    opposite = f"--no_{flag[2:]}"
+    return [opposite] if opposite in _flags(_beam_parser()) else []
+
+
 def _normal(flag: str) -> str:
     return "--" + flag[2:].replace("-", "_")
 
