@@ -14,18 +14,23 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.utils.shared import Shared
 
-from pipelines import cli, flag_types, options, runner
+from pipelines import cli, costs, flag_types, options, runner
 from pipelines.build_index import encoder_source
+from pipelines.costs import add_cost_arguments
 from pipelines.progress import Progress, Reporter, say
 from pipelines.workers import EncoderDoFn, OneByOne, add_model_arguments
 from trackstar import storage, threads
+from trackstar.cost.basis import Basis
+from trackstar.cost.commands import Estimated, estimate_score
 from trackstar.encoder import EncoderSource
 from trackstar.errors import TrackStarError
-from trackstar.index import DataFile, Index
+from trackstar.index import DataFile, Index, Snapshot
 from trackstar.models import choose_device
 from trackstar.passages import fetch_passages
 from trackstar.queries import Change, QuerySet, save_for_scan
 from trackstar.query_encoding import prepare_queries, project_queries, queries_key
+from trackstar.removal import NOTHING, Removals
+from trackstar.removed_items import load_removals
 from trackstar.results import Query, Ranking, Result, read_queries, write_results
 from trackstar.scoring import ScanSettings, scan_files
 from trackstar.topk import TopK
@@ -43,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("the run")
     run.add_argument("--version", type=flag_types.natural, metavar="N", help="snapshot of the index (the last)")
     add_scan_arguments(run)
+    add_cost_arguments(parser)
 
 
 def add_ranking_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,15 +97,25 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     index = Index.open(args.index)
     snapshot = index.snapshot(args.version)
     queries = read_queries(args.queries)
+    source = encoder_source(args, index)
+    if costs.wanted(args):
+        return costs.dry_run(
+            args, beam_args, lambda basis: estimate(args, index, snapshot, queries, source, beam_args, basis)
+        )
     work = storage.join(index.uri, "queries", queries_key(index.spec.hash, queries))
-    parts = encode_queries(queries, encoder_source(args, index), work, beam_args)
+    parts = encode_queries(queries, source, work, beam_args)
     prepared = prepare_queries(index, parts, args.task_hessian, args.task_mixing, args.keep_task_hessian, say)
     settings = ScanSettings(args.top_k, args.opponents, args.unit_norm, args.device)
+    removals = load_removals(index)
     scan = Scan(
-        *save_for_scan(prepared.queries, prepared.change, work), settings, scan_threads(args.scan_threads, beam_args)
+        *save_for_scan(prepared.queries, prepared.change, work),
+        settings,
+        scan_threads(args.scan_threads, beam_args),
+        save_removals(removals, work),
     )
-    elements = group_files(snapshot.files, args.scan_bytes)
-    total = float(snapshot.num_bytes)
+    files = [file for file in snapshot.files if file.shard not in removals.shards]
+    elements = group_files(files, args.scan_bytes)
+    total = float(sum(file.num_bytes for file in files))
     with Progress("scanning", total, len(elements), "examples", enabled=runner.is_local(beam_args)) as progress:
         transform = ScoreIndex(
             elements=elements,
@@ -111,7 +127,9 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
         )
         runner.run_pipeline(lambda pipeline: pipeline | "ScoreIndex" >> transform, beam_args)
     storage.delete(work)
-    say(f"{args.output}: {len(queries):,} queries against {snapshot.num_rows:,} examples (version {snapshot.version})")
+    what = f"{sum(file.num_rows for file in files):,} examples (version {snapshot.version})"
+    without = f", without {len(removals.ids):,} ids that were taken down" if removals.ids else ""
+    say(f"{args.output}: {len(queries):,} queries against {what}{without}")
     return cli.EXIT_DONE
 
 
@@ -129,6 +147,31 @@ def query_set_of(args: argparse.Namespace) -> str:
     return str(args.query_set or PurePosixPath(args.queries).name.split(".")[0])
 
 
+def estimate(
+    args: argparse.Namespace,
+    index: Index,
+    snapshot: Snapshot,
+    queries: Sequence[Query],
+    source: EncoderSource,
+    beam_args: Sequence[str],
+    basis: Basis,
+) -> Estimated:
+    """What scoring would take."""
+    removed = load_removals(index).shards
+    files = [file for file in snapshot.files if file.shard not in removed]
+    return estimate_score(
+        index.spec,
+        files,
+        len(group_files(files, args.scan_bytes)),
+        queries,
+        ScanSettings(args.top_k, args.opponents, args.unit_norm, str(choose_device(args.device))),
+        args.task_hessian,
+        source,
+        scan_threads(args.scan_threads, beam_args),
+        basis,
+    )
+
+
 def encode_queries(queries: Sequence[Query], source: EncoderSource, work: str, beam_args: Sequence[str]) -> list[str]:
     """Runs the pipeline that leaves the queries' projected gradients in files; returns these in order."""
     size = 64
@@ -140,6 +183,15 @@ def encode_queries(queries: Sequence[Query], source: EncoderSource, work: str, b
         transform = EncodeQueries(missing, source)
         runner.run_pipeline(lambda pipeline: pipeline | "EncodeQueries" >> transform, beam_args)
     return uris
+
+
+def save_removals(removals: Removals, folder: str) -> str | None:
+    """Writes what workers are to leave out of their scans; None where that is nothing."""
+    if not removals:
+        return None
+    uri = storage.join(folder, f"removals-{removals.hash}.json")
+    removals.save(uri)
+    return uri
 
 
 def scan_threads(wanted: int, beam_args: Sequence[str]) -> int:
@@ -195,12 +247,14 @@ class Scan:
         change_uri: A `Change`, or None.
         settings: How to score.
         threads: Threads of torch.
+        removals_uri: `Removals`, or None.
     """
 
     queries_uri: str
     change_uri: str | None
     settings: ScanSettings
     threads: int
+    removals_uri: str | None = None
 
 
 @dataclasses.dataclass
@@ -293,9 +347,8 @@ class ScanFiles(beam.DoFn):
     def process(self, element: tuple[int, list[DataFile]]) -> Iterator[Tops]:
         assert self._loaded is not None
         number, files = element
-        tops = scan_files(
-            [file.uri for file in files], self._loaded.queries, self._loaded.settings, self._loaded.change
-        )
+        loaded = self._loaded
+        tops = scan_files([file.uri for file in files], loaded.queries, loaded.settings, loaded.change, loaded.removals)
         rows = sum(file.num_rows for file in files)
         self._rows.inc(rows)
         self._reporter.report(str(number), sum(file.num_bytes for file in files), rows, finished=True)
@@ -303,11 +356,12 @@ class ScanFiles(beam.DoFn):
 
 
 class _Loaded:
-    """Queries and change, as `Shared` needs them: one object that can be referred to weakly."""
+    """Queries, change and removals, as `Shared` needs them: one object that can be referred to weakly."""
 
     def __init__(self, scan: Scan):
         self.queries = QuerySet.load(scan.queries_uri)
         self.change = Change.load(scan.change_uri) if scan.change_uri else None
+        self.removals = Removals.read(scan.removals_uri) if scan.removals_uri else NOTHING
         self.settings = dataclasses.replace(scan.settings, device=str(choose_device(scan.settings.device)))
 
 

@@ -59,6 +59,7 @@ class EncodingReader:
         self._width = self._bytes_per_encoding()
         self.dtype = _TYPES[self._width // dimension]
         self.max_norm = self._max_norm()
+        self.shard = (self._footer.metadata or {}).get(b"shard", b"").decode()
         self._pages = plain_pages(self._footer, ENCODING, self._width, self._read)
 
     def chunks(self) -> Iterator[Chunk]:
@@ -71,7 +72,9 @@ class EncodingReader:
             for page in self._pages:
                 data = self._read(page.offset, page.num_rows * self._width)
                 if len(data) != page.num_rows * self._width:
-                    raise TrackStarError(f"{self.uri}: ended at byte {page.offset + len(data)}; the file was replaced?")
+                    raise TrackStarError(
+                        f"{self.uri}: ended at byte {page.offset + len(data)}; run `trackstar verify --repair`"
+                    )
                 yield Chunk(page.row, self._matrix(data, 0, page.num_rows), owned=True)
 
     def column(self, name: str) -> pa.Array:
@@ -85,7 +88,9 @@ class EncodingReader:
         try:
             return self._file.read([name]).column(name).combine_chunks()
         except (pa.ArrowException, OSError) as error:
-            raise TrackStarError(f"{self.uri}: the column {name!r} cannot be read ({error})") from error
+            raise TrackStarError(
+                f"{self.uri}: the column {name!r} cannot be read ({error}); run `trackstar verify --repair`"
+            ) from error
 
     def close(self) -> None:
         """Closes the file. Chunks that were mapped stay valid."""
@@ -118,7 +123,7 @@ class EncodingReader:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if pages[-1].offset + pages[-1].num_rows * self._width > size:
-                raise TrackStarError(f"{self.uri}: is shorter than its footer says; delete it and build it again")
+                raise TrackStarError(f"{self.uri}: is shorter than its footer says; run `trackstar verify --repair`")
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             for number, page in enumerate(pages):
                 for ahead in pages[number : number + 2] if number == 0 else pages[number + 1 : number + 2]:
@@ -131,7 +136,9 @@ class EncodingReader:
             try:
                 column = self._file.read_row_group(group, columns=[ENCODING]).column(0)
             except (pa.ArrowException, OSError) as error:
-                raise TrackStarError(f"{self.uri}: row group {group} cannot be read ({error})") from error
+                raise TrackStarError(
+                    f"{self.uri}: row group {group} cannot be read ({error}); run `trackstar verify --repair`"
+                ) from error
             values = column.cast(pa.large_binary()).combine_chunks()
             for array in values.chunks if isinstance(values, pa.ChunkedArray) else [values]:
                 offsets = np.frombuffer(array.buffers()[1], np.int64)[array.offset : array.offset + len(array) + 1]

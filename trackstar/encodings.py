@@ -74,6 +74,19 @@ class Encodings:
             vectors=torch.cat([batch.vectors for batch in batches]),
         )
 
+    def where(self, chosen: np.ndarray) -> "Encodings":
+        """The examples that a mask [N] bool chooses."""
+        places = np.flatnonzero(chosen)
+        return Encodings(
+            example_ids=[self.example_ids[i] for i in places],
+            positions=self.positions[places],
+            texts=None if self.texts is None else [self.texts[i] for i in places],
+            num_tokens=self.num_tokens[places],
+            loss=self.loss[places],
+            grad_norm=self.grad_norm[places],
+            vectors=self.vectors[torch.from_numpy(places)],
+        )
+
     def rows(self, start: int, end: int) -> "Encodings":
         """The examples from `start` up to, not including, `end`."""
         return Encodings(

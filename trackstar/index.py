@@ -5,6 +5,8 @@
     encodings/<key>.parquet     one file a work item, flat; plain Parquet
     encodings/_delta_log/       which files are in the index, version by version
     rejects/<key>.jsonl         records of the item that could not be encoded, each with its reason
+    removed/                    what was taken down (`removal`)
+    checksums/<path>.json       what each of these files was when it was written
 
 The Delta table has no partition columns. A commit names the files it adds and the files it removes, so it needs none to
 replace one shard's files in a single transaction; and `shard`, being an ordinary column of every file, reads the same
@@ -16,7 +18,8 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from trackstar import storage
+from trackstar import checksums, storage
+from trackstar.checksums import Checksum
 from trackstar.corpus import Reject
 from trackstar.delta_log import DeltaLog, add_action
 from trackstar.encodings import Encodings
@@ -25,6 +28,8 @@ from trackstar.item_file import ItemFile, arrow_schema, read_item_file, write_pa
 from trackstar.spec import Spec
 
 _SUFFIX = ".parquet"
+LOG_PATH = "encodings/_delta_log"
+"""The table's log, relative to the index."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +102,13 @@ class Index:
             return index
         storage.makedirs(storage.join(uri, "encodings"))
         storage.makedirs(storage.join(uri, "rejects"))
-        storage.write_bytes(where, spec.to_json().encode())
-        return cls(uri, spec)
+        index = cls(uri, spec)
+        fitted = [info.uri[len(index.uri) + 1 :] for info in storage.list(storage.join(index.uri, "preconditioner"))]
+        checksums.record_files(index.uri, ["second_moments.safetensors", "fit.json", *fitted])
+        content = spec.to_json().encode()
+        checksums.record(index.uri, "spec.json", Checksum.of_bytes(content))
+        storage.write_bytes(where, content)
+        return index
 
     @classmethod
     def open(cls, uri: str) -> "Index":
@@ -113,6 +123,16 @@ class Index:
         return cls(uri, Spec.from_json(storage.read_bytes(where).decode(), where))
 
     # Items.
+
+    @staticmethod
+    def item_path(key: str) -> str:
+        """The item's file, relative to the index."""
+        return f"encodings/{key}{_SUFFIX}"
+
+    @staticmethod
+    def rejects_path(key: str) -> str:
+        """The item's rejected records, relative to the index."""
+        return f"rejects/{key}.jsonl"
 
     def item_uri(self, key: str) -> str:
         """Where the file of the work item `key` lies, or will."""
@@ -151,6 +171,7 @@ class Index:
             write_parquet(str(path), self.spec, shard, batches, footer)
             with path.open("rb") as source:
                 item = read_item_file(key, uri, source, path.stat().st_size)
+            checksums.record(self.uri, self.item_path(key), Checksum.of_local(path))
         return item
 
     def remove_partial_files(self) -> int:
@@ -172,7 +193,9 @@ class Index:
         uri = self._rejects_uri(key)
         if rejects:
             lines = [json.dumps(dataclasses.asdict(reject), ensure_ascii=False) + "\n" for reject in rejects]
-            storage.write_bytes(uri, "".join(lines).encode("utf-8", "backslashreplace"))
+            content = "".join(lines).encode("utf-8", "backslashreplace")
+            checksums.record(self.uri, self.rejects_path(key), Checksum.of_bytes(content))
+            storage.write_bytes(uri, content)
 
     def rejects(self, keys: Iterable[str] | None = None) -> Iterator[Reject]:
         """The rejected records of the items `keys`; without keys, of the last snapshot's items."""
@@ -185,7 +208,7 @@ class Index:
                     yield Reject(**json.loads(line))
 
     def _rejects_uri(self, key: str) -> str:
-        return storage.join(self.uri, "rejects", key + ".jsonl")
+        return storage.join(self.uri, self.rejects_path(key))
 
     # Snapshots.
 
@@ -206,12 +229,29 @@ class Index:
             for item in items
         }
         self._log.replace(arrow_schema(self.spec), wanted, f"TrackStar encodings, spec {self.spec.hash}")
+        self.record_log()
         snapshot = self.snapshot()
         if {file.key + _SUFFIX for file in snapshot.files} != set(wanted):
             raise TrackStarError(
                 f"{self.uri}: another run committed at the same time; let one run at a time write, and run this again"
             )
         return snapshot.version
+
+    def record_log(self) -> None:
+        """Keeps checksums of what is new in the table's log; call it after every commit."""
+        start = len(self.uri) + 1
+        paths = [info.uri[start:] for info in storage.list(storage.join(self.uri, LOG_PATH))]
+        known = checksums.recorded_paths(self.uri, LOG_PATH)
+        # A name that begins with "_" is written anew by every checkpoint.
+        checksums.record_files(
+            self.uri, [path for path in paths if path not in known or path.rsplit("/", 1)[-1].startswith("_")]
+        )
+
+    def delete_item(self, key: str) -> None:
+        """Deletes an item's file, its rejected records and their checksums: what is left of it is its entry in the log."""
+        for path in (self.item_path(key), self.rejects_path(key)):
+            storage.delete(storage.join(self.uri, path))
+            storage.delete(checksums.uri_of(self.uri, path))
 
     def versions(self) -> list[int]:
         """All versions that were committed and not cleaned up, ascending; empty before the first commit."""

@@ -7,12 +7,15 @@ file exists is done. That is resuming, exactly-once under retries, and the night
 import dataclasses
 from collections.abc import Callable, Iterator
 
+import numpy as np
+
 from trackstar import storage
 from trackstar.batching import Example, windows
 from trackstar.corpus import Record, Reject, WorkItem, read
 from trackstar.encoder import Encoder
 from trackstar.encodings import Encodings
 from trackstar.index import Index, ItemFile
+from trackstar.removal import Removals
 from trackstar.tokenization import UnusableRecordError
 
 _SNIPPET = 200
@@ -22,36 +25,52 @@ _COMPRESSED_SHARE = 0.35
 
 @dataclasses.dataclass
 class ItemCounts:
-    """What became of the records of one work item; kept in the metadata of its file."""
+    """What became of the records of one work item; kept in the metadata of its file.
+
+    Where documents are not split, examples + rejected + removed = records.
+    """
 
     records: int = 0
     """Records read, good and bad."""
     rejected: int = 0
     """Records or passages in `rejects/`."""
     truncated: int = 0
-    """Documents that lost their end at `max_length`."""
+    """Documents that lost their end at `max_length`, those that were taken down included."""
     examples: int = 0
     """Rows of the file."""
     tokens: int = 0
     """Tokens of those rows."""
+    removed: int = 0
+    """Records that were taken down, whole or in part."""
 
     @classmethod
     def of(cls, metadata: dict[str, str]) -> "ItemCounts":
         """From the metadata of an item's file."""
         return cls(**{field.name: int(metadata.get(field.name, 0)) for field in dataclasses.fields(cls)})
 
+    def footer(self, item: WorkItem) -> dict[str, str]:
+        """What the metadata of the item's file says."""
+        counts = {name: str(value) for name, value in dataclasses.asdict(self).items()}
+        return {**counts, "start": str(item.start), "end": str(item.end), "fingerprint": item.fingerprint}
+
     def __add__(self, other: "ItemCounts") -> "ItemCounts":
         return ItemCounts(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
 
 
 class ItemExamples:
-    """The examples of a work item, with its rejects and counts as they come up."""
+    """The examples of a work item, with its rejects and counts as they come up.
+
+    Examples that were taken down come out too, and are encoded with the others and dropped then: so a take-down changes no
+    batch, and no bit of what remains.
+    """
 
     def __init__(self, encoder: Encoder, item: WorkItem):
         self.item = item
         self.counts = ItemCounts()
         self.rejects: list[Reject] = []
+        self.removals = Removals(frozenset(item.removed), splits=encoder.spec.long_documents == "split")
         self._tokenization = encoder.tokenization
+        self._removed_positions: set[int] = set()
 
     def __iter__(self) -> Iterator[Example]:
         for record in read(self.item):
@@ -66,18 +85,33 @@ class ItemExamples:
         try:
             examples, cut = self._tokenization.documents(record)
         except UnusableRecordError as error:
-            self.reject(record.position, str(error), record.text)
+            self.reject(record.position, str(error), record.text, record.example_id)
             return []
         self.counts.truncated += cut
         return examples
 
-    def reject(self, position: int, reason: str, text: str | None) -> None:
+    def reject(self, position: int, reason: str, text: str | None, example_id: str) -> None:
         """Notes a record that cannot be encoded."""
-        self._reject(Reject(self.item.shard, position, reason, (text or "")[:_SNIPPET]))
+        self._reject(Reject(self.item.shard, position, reason, (text or "")[:_SNIPPET], example_id))
+
+    def kept(self, encodings: Encodings) -> Encodings:
+        """The rows that were not taken down; the others are counted."""
+        removed = self.removals.rows(encodings.example_ids)
+        if removed is None:
+            return encodings
+        self._remove(encodings.positions[removed])
+        return encodings.where(~removed)
 
     def _reject(self, reject: Reject) -> None:
+        if self.removals.covers(reject.name):
+            self._remove(np.array([reject.position]))
+            return
         self.counts.rejected += 1
         self.rejects.append(reject)
+
+    def _remove(self, positions: np.ndarray) -> None:
+        self._removed_positions.update(positions.tolist())
+        self.counts.removed = len(self._removed_positions)
 
 
 def encode_item(
@@ -85,7 +119,8 @@ def encode_item(
 ) -> tuple[ItemFile, bool]:
     """Encodes one work item into its file, unless the file exists.
 
-    Memory is bounded by the encoder's window, whatever the item's size; rows are in the order of the shard.
+    Memory is bounded by the encoder's window, whatever the item's size; rows are in the order of the shard. The file holds
+    none of the examples that `item.removed` names; which these are is for the caller to know (`removed_items`).
 
     Args:
         encoder: Made for the index's spec.
@@ -109,7 +144,9 @@ def encode_item(
         for window in windows(examples, encoder.window):
             encodings, bad = encoder.encode(window)
             for i, reason in bad.items():
-                examples.reject(window[i].position, f"{window[i].example_id}: {reason}", window[i].text)
+                example = window[i]
+                examples.reject(example.position, f"{example.example_id}: {reason}", example.text, example.example_id)
+            encodings = examples.kept(encodings)
             examples.counts.examples += len(encodings)
             examples.counts.tokens += int(encodings.num_tokens.sum())
             tell(bytes_read(item, window[-1].position), examples.counts.examples)
@@ -118,8 +155,7 @@ def encode_item(
     def footer() -> dict[str, str]:
         # Called when all rows are written and the file is not yet visible: a visible file's rejects are on disk.
         index.write_rejects(key, examples.rejects)
-        counts = {name: str(value) for name, value in dataclasses.asdict(examples.counts).items()}
-        return {**counts, "start": str(item.start), "end": str(item.end), "fingerprint": item.fingerprint}
+        return examples.counts.footer(item)
 
     return index.write_item(key, item.shard, encoded(), footer), False
 

@@ -146,9 +146,7 @@ def read_footer(uri: str, source: Any) -> pq.FileMetaData:
     try:
         return pq.read_metadata(source)
     except (pa.ArrowException, OSError) as error:
-        raise TrackStarError(
-            f"{uri}: truncated, or not Parquet ({error}); delete this file and run `trackstar build-index` again"
-        ) from error
+        raise TrackStarError(f"{uri}: truncated, or not Parquet ({error}); run `trackstar verify --repair`") from error
 
 
 def _regrouped(batches: Iterable[Encodings], size: int) -> Iterator[Encodings]:

@@ -20,6 +20,7 @@ from trackstar.errors import TrackStarError
 from trackstar.exact import RowPairs, exact_products
 from trackstar.passages import fetch_passages
 from trackstar.queries import Change, QuerySet
+from trackstar.removal import NOTHING, Removals
 from trackstar.row_weights import RowWeights
 from trackstar.topk import TopK
 
@@ -58,7 +59,11 @@ class ScanSettings:
 
 
 def scan_files(
-    uris: Sequence[str], queries: QuerySet, settings: ScanSettings, change: Change | None = None
+    uris: Sequence[str],
+    queries: QuerySet,
+    settings: ScanSettings,
+    change: Change | None = None,
+    removals: Removals = NOTHING,
 ) -> tuple[TopK, TopK | None]:
     """The k best rows of all files together, for every query.
 
@@ -68,6 +73,7 @@ def scan_files(
         queries: Encoded queries; under the other preconditioner if there is a `change` (`Change.apply`).
         settings: How to score.
         change: Change of preconditioner, or None for the index's own.
+        removals: What was taken down; the result is that of files without these rows.
 
     Returns:
         Proponents and, if asked for, opponents.
@@ -75,27 +81,28 @@ def scan_files(
     Raises:
         TrackStarError: a file that is damaged or belongs to another index, or a row with NaN or infinity.
     """
-    scan = _Scan(queries, settings, change)
+    scan = _Scan(queries, settings, change, removals)
     for uri in uris:
         scan.file(uri)
     return scan.result()
 
 
 def scan_file(
-    uri: str, queries: QuerySet, settings: ScanSettings, change: Change | None = None
+    uri: str, queries: QuerySet, settings: ScanSettings, change: Change | None = None, removals: Removals = NOTHING
 ) -> tuple[TopK, TopK | None]:
     """`scan_files` of one file."""
-    return scan_files([uri], queries, settings, change)
+    return scan_files([uri], queries, settings, change, removals)
 
 
 @dataclasses.dataclass(frozen=True)
 class _File:
-    """One file: what its rows are called and weighted with."""
+    """One file: what its rows are called and weighted with, and which of them were taken down."""
 
     uri: str
     ids: pa.StringArray
     weights: RowWeights | None
     max_norm: float | None
+    removed: np.ndarray | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +117,7 @@ class _Held:
 class _Scan:
     """What a scan knows so far: the winners of what was settled, and the candidates of what was not."""
 
-    def __init__(self, queries: QuerySet, settings: ScanSettings, change: Change | None):
+    def __init__(self, queries: QuerySet, settings: ScanSettings, change: Change | None, removals: Removals = NOTHING):
         vectors = queries.vectors.float()
         if change is not None and change.dimension != vectors.shape[1]:
             raise TrackStarError(
@@ -118,6 +125,7 @@ class _Scan:
             )
         self._settings = settings
         self._change = change
+        self._removals = removals
         self._device = torch.device(settings.device)
         if queries.folded and change is None:
             raise TrackStarError("the queries are folded for a change of preconditioner, and none is given")
@@ -141,7 +149,11 @@ class _Scan:
             if self._change is not None or not self._settings.unit_norm:
                 norms = None if self._settings.unit_norm else reader.column("grad_norm")
                 weights = RowWeights(self._change, norms, uri)
-            file = _File(uri, reader.column("example_id").cast(pa.string()), weights, reader.max_norm)
+            ids = reader.column("example_id").cast(pa.string())
+            removed = self._removals.mask(ids, reader.shard) if self._removals else None
+            if removed is not None and removed.all():
+                return
+            file = _File(uri, ids, weights, reader.max_norm, removed)
             for chunk in reader.chunks():
                 held_bytes = sum(held.chunk.vectors.nbytes for held in self._held if held.chunk.owned)
                 if chunk.owned and held_bytes and held_bytes + chunk.vectors.nbytes > self._settings.max_bytes:
@@ -169,8 +181,8 @@ class _Scan:
             product = QueryProduct(self._vectors, self._parts, chunk.vectors.dtype, self._device, self._scale)
             self._products[chunk.vectors.dtype] = product
         held = self._hold(file, chunk)
-        for first in range(0, len(chunk.vectors), self._block_rows):
-            rows = chunk.vectors[first : first + self._block_rows].to(self._device)
+        for first, end in self._blocks(file, chunk):
+            rows = chunk.vectors[first:end].to(self._device)
             if file.weights is not None:
                 scores = product.weighted(rows, file.weights.bounds(chunk.row + first, rows))
             else:
@@ -184,6 +196,17 @@ class _Scan:
             if self._crowded():
                 self.settle()
                 held = self._hold(file, chunk)
+
+    def _blocks(self, file: _File, chunk: Chunk) -> Iterator[tuple[int, int]]:
+        """First row and end of each block of the chunk; they step over the rows that were taken down."""
+        spans = [(0, len(chunk.vectors))]
+        if file.removed is not None:
+            kept = ~file.removed[chunk.row : chunk.row + len(chunk.vectors)]
+            edges = np.flatnonzero(np.diff(kept.astype(np.int8), prepend=0, append=0))
+            spans = list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+        for start, end in spans:
+            for first in range(start, end, self._block_rows):
+                yield first, min(first + self._block_rows, end)
 
     def _crowded(self) -> bool:
         limit = self._settings.max_pairs
@@ -257,5 +280,5 @@ def _not_finite(uri: str, first: int, rows: torch.Tensor) -> TrackStarError:
     row = first + int((~finite).nonzero()[0])
     return TrackStarError(
         f"{uri}, row {row}: the stored encoding holds NaN or infinity; "
-        "delete this file and run `trackstar build-index` again"
+        "run `trackstar verify --repair`"
     )

@@ -228,7 +228,7 @@ def test_a_torn_index_file_is_named(own: World, index: Path, capfd) -> None:
     truncate(victim)
     assert own.build(index) != 0
     message = capfd.readouterr().err
-    assert victim.name in message and "delete this file" in message
+    assert victim.name in message and "trackstar verify --repair" in message
     victim.unlink()
     assert own.build(index) == 0
     assert victim.read_bytes() == whole

@@ -35,10 +35,17 @@ class WorkItem:
     end: int
     num_bytes: int = 0
     """Bytes that the range takes in the shard, for progress and estimates; no part of the item's identity."""
+    removed: tuple[str, ...] = ()
+    """Ids of examples in the range that were taken down, sorted; the item's file is without them."""
 
     def key(self, spec_hash: str) -> str:
-        """Name of the item's file: 32 hexadecimal digits of SHA-256 over the spec and all that determines the input."""
-        parts = [spec_hash, self.shard, self.fingerprint, self.format, self.start, self.end]
+        """Name of the item's file: 32 hexadecimal digits of SHA-256 over the spec and all that determines the input.
+
+        What was taken down counts only where there is some, so a take-down changes no key but those of the items it hits.
+        """
+        parts: list[Any] = [spec_hash, self.shard, self.fingerprint, self.format, self.start, self.end]
+        if self.removed:
+            parts.append(list(self.removed))
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     def to_dict(self) -> dict[str, Any]:
@@ -48,7 +55,7 @@ class WorkItem:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "WorkItem":
         """From `to_dict`'s values."""
-        return cls(**fields)
+        return cls(**{**fields, "removed": tuple(fields.get("removed", ()))})
 
 
 def plan(shards: Iterable[Shard], target_bytes: int) -> list[WorkItem]:

@@ -31,6 +31,13 @@ class Reject:
     reason: str
     snippet: str
     """Its first characters, 200 at most."""
+    example_id: str = ""
+    """The record's own `id`, where it could be read."""
+
+    @property
+    def name(self) -> str:
+        """What the record is called: its own `id`, else "shard:position"."""
+        return self.example_id or f"{self.shard}:{self.position}"
 
 
 class UnusableError(Exception):
@@ -46,9 +53,10 @@ def snippet(raw: bytes | str) -> str:
 
 def of_json(shard: str, position: int, line: bytes) -> Record | Reject:
     """A record from one line of JSONL."""
+    id: Any = None
     try:
         fields = _object(_decoded(line, "the line"))
-        text, input_ids = fields.get("text"), fields.get("input_ids")
+        text, input_ids, id = fields.get("text"), fields.get("input_ids"), fields.get("id")
         if text is None and input_ids is None:
             names = ", ".join(sorted(fields))
             raise UnusableError(f"neither text nor input_ids; its fields are: {snippet(names) or 'none'}")
@@ -56,9 +64,9 @@ def of_json(shard: str, position: int, line: bytes) -> Record | Reject:
             raise UnusableError(f"text is {_json_type(text)}, not a string")
         if input_ids is not None and not isinstance(input_ids, list):
             raise UnusableError(f"input_ids is {_json_type(input_ids)}, not a list of token ids")
-        return record(shard, position, text, input_ids, fields.get("id"))
+        return record(shard, position, text, input_ids, id)
     except UnusableError as error:
-        return Reject(shard, position, str(error), snippet(line))
+        return Reject(shard, position, str(error), snippet(line), _known_id(shard, position, id))
 
 
 def of_line(shard: str, position: int, line: bytes) -> Record | Reject:
@@ -78,9 +86,8 @@ def of_row(shard: str, position: int, text: bytes | None, input_ids: list[Any] |
         id = _decoded(id, "id") if isinstance(id, bytes) else id
         return record(shard, position, decoded, input_ids, id)
     except UnusableError as error:
-        return Reject(
-            shard, position, str(error), snippet(text if text is not None else str(input_ids or "")[:_SNIPPET])
-        )
+        first = snippet(text if text is not None else str(input_ids or "")[:_SNIPPET])
+        return Reject(shard, position, str(error), first, _known_id(shard, position, id))
 
 
 def record(shard: str, position: int, text: str | None, input_ids: Sequence[Any] | None, id: Any) -> Record:
@@ -139,6 +146,16 @@ def _example_id(shard: str, position: int, id: Any) -> str:
     if not _is_unicode(name):
         raise UnusableError("id holds half of a surrogate pair, which is no character")
     return name
+
+
+def _known_id(shard: str, position: int, id: Any) -> str:
+    """The id of a record that is rejected; empty without one, or where that is what is wrong with it."""
+    if id is None or id in ("", b""):
+        return ""
+    try:
+        return _example_id(shard, position, _decoded(id, "id") if isinstance(id, bytes) else id)
+    except UnusableError:
+        return ""
 
 
 def _is_unicode(text: str) -> bool:
