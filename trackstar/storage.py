@@ -28,13 +28,14 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.fs
 
-from trackstar import object_store
+from trackstar import object_store, scratch
 from trackstar.errors import TrackStarError
+from trackstar.object_reader import ObjectReader
 
 FingerprintKind = Literal["modified", "content"]
 """How a file's version is told: by size and modification time (locally) or generation (gs://); or by its content."""
 
-_STREAM_BYTES = 4 << 20
+_STREAM_BYTES = 8 << 20
 _REMEDIES = {
     errno.ENOENT: "check the path",
     errno.EACCES: "check its permissions, or choose another path",
@@ -86,13 +87,6 @@ def local_path(uri: str) -> Path | None:
     return None if is_object(uri) else Path(normalise(uri))
 
 
-def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """pyarrow's file system for the URI, and the path in it."""
-    if is_object(uri):
-        return object_store.filesystem(), uri.removeprefix(object_store.SCHEME)
-    return pyarrow.fs.LocalFileSystem(), normalise(uri)
-
-
 def join(base: str, *parts: str) -> str:
     """`base` with the parts below it."""
     if not base:
@@ -111,7 +105,7 @@ def info(uri: str, fingerprint: FingerprintKind = "modified") -> FileInfo:
     if is_object(uri):
         found = object_store.find(uri)
         if found is None:
-            raise TrackStarError(f"{uri}: no such object; check the path")
+            raise TrackStarError(f"{uri}: cannot be read (no such object); check the path")
         return _info_of_object(object_store.split(uri)[0], found, fingerprint)
     path = normalise(uri)
     with _explained(uri, "read"):
@@ -156,21 +150,30 @@ def size(uri: str) -> int:
 
 
 def open_input(uri: str) -> pa.NativeFile:
-    """Opens for random access; use it as a context manager. In a store each read is a request: read large pieces."""
-    filesystem, path = resolve(uri)
+    """Opens for random access; use it as a context manager. In a store each read is a request: read large pieces.
+
+    An object is read in the version that it has now; if that is gone before the last read, reading fails.
+    """
+    if is_object(uri):
+        return pa.PythonFile(ObjectReader(uri), mode="r")
     with _explained(uri, "read"):
-        return filesystem.open_input_file(path)
+        return pyarrow.fs.LocalFileSystem().open_input_file(normalise(uri))
 
 
 def open_stream(uri: str) -> pa.NativeFile:
     """Opens for reading from the first byte to the last, as stored: nothing is decompressed."""
-    filesystem, path = resolve(uri)
+    if is_object(uri):
+        return pa.PythonFile(ObjectReader(uri, read_ahead=_STREAM_BYTES), mode="r")
     with _explained(uri, "read"):
-        return filesystem.open_input_stream(path, compression=None, buffer_size=_STREAM_BYTES)
+        return pyarrow.fs.LocalFileSystem().open_input_stream(
+            normalise(uri), compression=None, buffer_size=_STREAM_BYTES
+        )
 
 
 def read_bytes(uri: str) -> bytes:
     """The whole file."""
+    if is_object(uri):
+        return object_store.read(uri)
     with open_stream(uri) as source, _explained(uri, "read"):
         return source.read()
 
@@ -238,16 +241,14 @@ def delete_version(known: FileInfo) -> bool:
 def staged(uri: str) -> Iterator[Path]:
     """A local path to write to; when the block ends, that file appears under `uri`, or after an error nothing does.
 
-    Locally the path is a temporary name in the target's folder, which is renamed; for a store it is a temporary file,
-    which is uploaded at the end. An `OSError` inside the block, such as a full disk, becomes a `TrackStarError` that
-    names `uri`.
+    Locally the path is a temporary name in the target's folder, which is renamed; for a store it is a file in the temporary
+    folder (TMPDIR), which is uploaded at the end. An `OSError` inside the block, such as a full disk, becomes a
+    `TrackStarError` that names `uri`.
     """
     if is_object(uri):
         object_store.split(uri)
-        with tempfile.TemporaryDirectory(prefix="trackstar-") as folder:
-            path = Path(folder) / "staged.tmp"
-            with _explained(f"{path} (to be uploaded to {uri})", "written"):
-                yield path
+        with _scratch_for(uri) as path:
+            yield path
             object_store.upload(path, uri)
         return
     target = Path(normalise(uri))
@@ -267,6 +268,25 @@ def _staged_locally(uri: str, target: Path) -> Iterator[Path]:
         finally:
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+@contextlib.contextmanager
+def _scratch_for(uri: str) -> Iterator[Path]:
+    """A name in the temporary folder for what is to be uploaded to `uri`; errors of that disk say how to choose another."""
+    path: Path | None = None
+    try:
+        with scratch.folder() as folder:
+            path = folder / "staged.tmp"
+            yield path
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())[:300]
+        with contextlib.suppress(OSError):
+            place = tempfile.gettempdir()
+            reason += f"; {shutil.disk_usage(place).free:,} bytes are free there"
+        raise TrackStarError(
+            f"{path or 'a temporary folder'}: cannot be written, to be uploaded to {uri} ({reason}); free space, or set TMPDIR "
+            "to a folder on another disk"
+        ) from error
 
 
 def _linked(path: Path, target: Path) -> bool:

@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
+import pyarrow as pa
 import safetensors
 import safetensors.torch
 import torch
@@ -11,6 +13,7 @@ from trackstar import storage
 from trackstar.errors import TrackStarError
 
 _METADATA_KEY = "trackstar"  # one key with JSON: safetensors writes several in an order that changes
+_LONGEST_HEADER = 100_000_000  # the format's own limit
 
 
 def save(uri: str, contents: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
@@ -21,7 +24,7 @@ def save(uri: str, contents: Mapping[str, torch.Tensor], metadata: Mapping[str, 
 
 
 def load(uri: str, only: tuple[str, ...] | None = None) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Reads tensors (all, or those named) and metadata; a local file is memory-mapped.
+    """Reads tensors (all, or those named) and metadata; a local file is memory-mapped, of an object only these are read.
 
     Raises:
         TrackStarError: the file is missing or is not one that `save` wrote.
@@ -32,12 +35,40 @@ def load(uri: str, only: tuple[str, ...] | None = None) -> tuple[dict[str, torch
             with safetensors.safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
                 contents = {name: file.get_tensor(name) for name in only or file.keys()}
-        else:
+        elif only is None:
             data = storage.read_bytes(uri)
-            length = int.from_bytes(data[:8], "little")
-            header = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-            everything = safetensors.torch.load(data)
-            contents = {name: everything[name] for name in only or everything}
+            contents, header = safetensors.torch.load(data), _header(pa.BufferReader(data))[0].get("__metadata__", {})
+        else:
+            contents, header = _read_some(uri, only)
         return contents, json.loads(header[_METADATA_KEY])
-    except (OSError, safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
         raise TrackStarError(f"{uri}: cannot read tensors from here: {error}") from error
+
+
+def _read_some(uri: str, only: tuple[str, ...]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Some tensors of a file, and its metadata, without the bytes of the others: a smaller file is made of them in memory."""
+    with storage.open_input(uri) as source:
+        header, values = _header(source)
+        parts, kept, end = [], {}, 0
+        for name in only:
+            first, last = header[name]["data_offsets"]
+            source.seek(values + first)
+            parts.append(source.read(last - first))
+            kept[name] = {**header[name], "data_offsets": [end, end + last - first]}
+            end += last - first
+    text = json.dumps(kept).encode()
+    text += b" " * (-len(text) % 8)
+    made = b"".join([len(text).to_bytes(8, "little"), text, *parts])
+    return safetensors.torch.load(made), header.get("__metadata__", {})
+
+
+def _header(source: pa.NativeFile) -> tuple[dict[str, Any], int]:
+    """What the file's header says (name → type, shape, first and last byte), and where the values begin.
+
+    Format: 8 bytes that give the header's length, the header as JSON, the values.
+    https://github.com/huggingface/safetensors#format
+    """
+    length = int.from_bytes(source.read(8), "little")
+    if length > _LONGEST_HEADER:
+        raise ValueError("not a safetensors file")
+    return json.loads(source.read(length)), 8 + length

@@ -60,8 +60,7 @@ def test_random_access(base: str) -> None:
         source.seek(3)
         assert source.read(5) == BINARY[3:8]
         assert source.size() == len(BINARY)
-    filesystem, path = storage.resolve(uri)
-    with filesystem.open_input_file(path) as source:
+    with storage.open_input(uri) as source:
         assert source.read() == BINARY
 
 
@@ -281,7 +280,7 @@ def test_without_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 @pytest.mark.parametrize("uri", ["s3://bucket/a", "http://host/a", "hdfs://x/y"])
 def test_other_schemes_are_refused(uri: str) -> None:
-    for act in (storage.read_bytes, storage.glob, storage.list, storage.local_path, storage.resolve, storage.normalise):
+    for act in (storage.read_bytes, storage.glob, storage.list, storage.local_path, storage.normalise):
         with pytest.raises(TrackStarError, match="not supported; give a local path or gs://"):
             act(uri)
 
