@@ -15,9 +15,17 @@ from typing import Literal
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.pytorch_utils import Conv1D
 
+from trackstar import local_copies
 from trackstar.errors import TrackStarError
 
 Kind = Literal["attention", "mlp"]
@@ -109,8 +117,13 @@ class LoadedModel:
     @property
     def context_length(self) -> int | None:
         """Longest input that the model's configuration names, if it names one."""
-        config = self.model.config.get_text_config()
-        return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        return context_length(self.model.config)
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """Longest input that a model's configuration names, if it names one."""
+    of_text = config.get_text_config()
+    return getattr(of_text, "max_position_embeddings", None) or getattr(of_text, "n_positions", None)
 
 
 def choose_device(name: str) -> torch.device:
@@ -197,7 +210,8 @@ def load_model(
     """Loads a checkpoint folder (or hub name) with its tokenizer, frozen, in evaluation mode.
 
     Args:
-        path: What `AutoModelForCausalLM.from_pretrained` takes.
+        path: What `AutoModelForCausalLM.from_pretrained` takes, or a checkpoint folder in an object store, of which this
+            machine keeps a copy (`local_copies`).
         dtype: "float32" or "bfloat16".
         device: Where to put it.
         allow_low_coverage: Go on where less than half of the non-embedding parameters are attributed.
@@ -205,13 +219,14 @@ def load_model(
     Raises:
         TrackStarError: no such checkpoint, no weight to attribute, or too low a coverage.
     """
+    local = local_copies.checkpoint(path)
     try:
-        config = AutoConfig.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=getattr(torch, dtype))
+        config = AutoConfig.from_pretrained(local)
+        model = AutoModelForCausalLM.from_pretrained(local, config=config, dtype=getattr(torch, dtype))
     except (OSError, ValueError) as error:
         raise TrackStarError(f"{path}: cannot load a causal language model from here: {_first_line(error)}") from error
     model = model.to(torch.device(device)).eval().requires_grad_(False)  # type: ignore[arg-type]
-    tokenizer = _load_tokenizer(path)
+    tokenizer = load_tokenizer(local)
     if tokenizer is not None and len(tokenizer) > embedding_rows(model):
         raise TrackStarError(
             f"{path}: its tokenizer has {len(tokenizer):,} tokens and its model embeds only "
@@ -272,7 +287,12 @@ def embedding_rows(model: PreTrainedModel) -> int:
     return next(model.get_input_embeddings().parameters()).shape[0]
 
 
-def _load_tokenizer(path: str) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a checkpoint folder; None where it has none.
+
+    Raises:
+        TrackStarError: it has one that cannot be loaded.
+    """
     try:
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

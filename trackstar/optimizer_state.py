@@ -6,12 +6,10 @@ the model twice. This module finds the names again: from the file where it holds
 and holding every shape in the file against the model's. What does not fit, or fits in two ways, is an error, no guess.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import re
-import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -75,19 +73,6 @@ def find(uri: str) -> str:
         f"{uri}: no {' or '.join(FILE_NAMES)} in this folder; was it saved with save_only_model? Give a folder that a "
         f"training run can resume from, {BY_NAME}"
     )
-
-
-@contextlib.contextmanager
-def local_copy(uri: str) -> Iterator[Path]:
-    """A local path to the file's bytes while the context lasts: itself, or a temporary copy of an object."""
-    local = storage.local_path(uri)
-    if local is not None:
-        yield local
-        return
-    with tempfile.TemporaryDirectory(prefix="trackstar-") as folder:
-        copy = Path(folder) / Path(uri).name
-        storage.copy(uri, str(copy))
-        yield copy
 
 
 def open_state_dict(path: Path, where: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from trackstar import optimizer_state, storage, tensors
+from trackstar import local_copies, optimizer_state, storage, tensors
 from trackstar.errors import TrackStarError
 from trackstar.optimizer_state import BY_NAME, ParameterState, format_shape
 
@@ -126,23 +126,23 @@ def load(path: str, model: nn.Module, weights: "Sequence[WeightInfo]") -> Second
             weight without usable moments; the message names file and weight.
     """
     uri = optimizer_state.find(str(path))
-    with optimizer_state.local_copy(uri) as local:
-        if uri.endswith(".safetensors"):
-            moments = _read_by_name(str(local), uri, weights)
-        else:
-            content = optimizer_state.open_state_dict(local, uri)
-            states = optimizer_state.by_name(content, model, [weight.name for weight in weights], uri)
-            found = {weight.name: _from_state(states[weight.name], weight, uri) for weight in weights}
-            exact = [states[name].group for name, moment in found.items() if isinstance(moment, Exact)]
-            epsilons = {float(group["eps"]) for group in exact}
-            if len(epsilons) > 1:
-                raise TrackStarError(
-                    f"{uri}: its parameter groups have different eps ({', '.join(map(str, sorted(epsilons)))}) and an "
-                    f"index has one; make them equal, {BY_NAME}"
-                )
-            moments = SecondMoments(
-                "adamw" if exact else "adafactor", epsilons.pop() if epsilons else DEFAULT_EPSILON, found
+    local = local_copies.file(uri)
+    if uri.endswith(".safetensors"):
+        moments = _read_by_name(str(local), uri, weights)
+    else:
+        content = optimizer_state.open_state_dict(local, uri)
+        states = optimizer_state.by_name(content, model, [weight.name for weight in weights], uri)
+        found = {weight.name: _from_state(states[weight.name], weight, uri) for weight in weights}
+        exact = [states[name].group for name, moment in found.items() if isinstance(moment, Exact)]
+        epsilons = {float(group["eps"]) for group in exact}
+        if len(epsilons) > 1:
+            raise TrackStarError(
+                f"{uri}: its parameter groups have different eps ({', '.join(map(str, sorted(epsilons)))}) and an "
+                f"index has one; make them equal, {BY_NAME}"
             )
+        moments = SecondMoments(
+            "adamw" if exact else "adafactor", epsilons.pop() if epsilons else DEFAULT_EPSILON, found
+        )
     moments = moments.select(weights)
     for name, moment in moments.by_weight.items():
         _check(name, moment, uri)

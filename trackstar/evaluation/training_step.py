@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
-from trackstar import optimizer_state
+from trackstar import local_copies, optimizer_state
 from trackstar.errors import TrackStarError
 from trackstar.optimizer_state import ParameterState
 
@@ -185,13 +185,12 @@ def read_rules(kind: str, uri: str | None, model: nn.Module, device: torch.devic
             "give the optimizer.pt of a checkpoint, or --step sgd"
         )
     names = [name for name, _ in model.named_parameters()]
-    with optimizer_state.local_copy(uri) as local:
-        content = optimizer_state.open_state_dict(local, uri)
-        states = optimizer_state.by_name(content, model, names, uri)
-        states = {name: state for name, state in states.items() if state.state}
-        kind = _resolved(kind, states, uri)
-        rates = _Rates.of(content["param_groups"])
-        rules = {name: _rule(kind, state, rates, name, uri, device) for name, state in states.items()}
+    content = optimizer_state.open_state_dict(local_copies.file(uri), uri)
+    states = optimizer_state.by_name(content, model, names, uri)
+    states = {name: state for name, state in states.items() if state.state}
+    kind = _resolved(kind, states, uri)
+    rates = _Rates.of(content["param_groups"])
+    rules = {name: _rule(kind, state, rates, name, uri, device) for name, state in states.items()}
     steps = max(_step(state) for state in states.values())
     return StepRules(kind, rules, steps, rates.saved, rates.first)
 
