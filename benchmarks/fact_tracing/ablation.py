@@ -46,9 +46,8 @@ class Rankings:
         for features, group in itertools.groupby(rows, key=lambda method: method.features):
             missing = [method for method in group if not self.path(method.name).exists()]
             if missing:
-                gradients = self._gradients(features)
-                for method in missing:
-                    self._write(method.name, dense_scores(method, gradients))
+                for method, scores in dense_scores(missing, self._gradients(features)).items():
+                    self._write(method.name, scores)
                     self._tell(f"{self.dataset.name}: {method.name}")
 
     def baselines(self) -> None:

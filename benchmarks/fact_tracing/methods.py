@@ -1,6 +1,7 @@
 """The rows of the ablation: how projected gradients become scores of all documents, densely."""
 
 import dataclasses
+import itertools
 import os
 import tempfile
 from collections.abc import Sequence
@@ -55,33 +56,71 @@ class Method:
         return "-".join([*parts, f"seed{f.seed}"])
 
 
-def dense_scores(method: Method, gradients: Gradients) -> np.ndarray:
-    """Scores of all documents for all queries, [Q, N] float32 (docs/method.md; arXiv 2410.17413, section 3).
+def dense_scores(methods: Sequence[Method], gradients: Gradients) -> dict[Method, np.ndarray]:
+    """Scores of all documents for all queries, [Q, N] float32 a method (docs/method.md; arXiv 2410.17413, section 3).
 
-    The same arithmetic as encoding under the method's preconditioner, in one pass over the blocks and without keeping encodings.
+    The same arithmetic as encoding under each method's preconditioner, in one pass over the blocks and without keeping
+    encodings. Methods that differ in nothing but the normalisation share the pass.
     """
-    preconditioner = _chosen(method, gradients)
+    scores: dict[Method, np.ndarray] = {}
+    for _, group in itertools.groupby(sorted(methods, key=_place_of_r), key=_place_of_r):
+        together = list(group)
+        by_norm = _scores_by_norm(together, gradients)
+        scores.update((method, by_norm[method.unit_norm, method.normalisation]) for method in together)
+    return {method: scores[method] for method in methods}
+
+
+def _place_of_r(method: Method) -> tuple[str, float, float]:
+    """Methods with the same R stand together."""
+    return method.preconditioner, method.damping, -1.0 if method.mixing is None else method.mixing
+
+
+def _scores_by_norm(methods: Sequence[Method], gradients: Gradients) -> dict[tuple[bool, str], np.ndarray]:
+    """(unit_norm, normalisation) → scores, for methods with one R."""
+    preconditioner = _chosen(methods[0], gradients)
+    forms = {(method.unit_norm, method.normalisation) for method in methods}
+    whole, by_block = any(n == "vector" for _, n in forms), any(n == "block" for _, n in forms)
     documents, queries = gradients.documents, gradients.queries
-    products = torch.zeros(len(queries), len(documents))
-    squares = torch.zeros(len(documents))
-    query_squares = torch.zeros(len(queries))
-    by_block = method.unit_norm and method.normalisation == "block"
+    plain, blockwise = _Products.empty(queries, documents), _Products.empty(queries, documents)
     for block in range(documents.shape[1]):
         root = None if preconditioner is None else preconditioner.power(block, -0.5).float()
         q = queries[:, block] if root is None else queries[:, block] @ root
-        q, q_squares = _unit(q) if by_block else (q, q.square().sum(1))
-        query_squares += q_squares
+        unit_q = _unit(q)
         for start in range(0, len(documents), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
             z = documents[rows, block] if root is None else documents[rows, block] @ root
-            z, z_squares = _unit(z) if by_block else (z, z.square().sum(1))
-            products[:, rows] += q @ z.T
-            squares[rows] += z_squares
-    if method.unit_norm:
-        products *= query_squares.rsqrt()[:, None] * squares.rsqrt()
-    if not torch.isfinite(products).all():
-        raise ValueError(f"{method.name}: scores that are not finite")
-    return products.numpy()
+            if whole:
+                plain.add(rows, (q, q.square().sum(1)), (z, z.square().sum(1)))
+            if by_block:
+                blockwise.add(rows, unit_q, _unit(z))
+    found = {(unit, n): (blockwise if n == "block" else plain).scores(unit) for unit, n in forms}
+    for method in methods:
+        if not np.isfinite(found[method.unit_norm, method.normalisation]).all():
+            raise ValueError(f"{method.name}: scores that are not finite")
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Products:
+    """Sums over blocks: inner products [Q, N], squares of the queries [Q] (once a group of rows) and of the documents [N]."""
+
+    products: torch.Tensor
+    query_squares: torch.Tensor
+    squares: torch.Tensor
+
+    @classmethod
+    def empty(cls, queries: torch.Tensor, documents: torch.Tensor) -> "_Products":
+        return cls(torch.zeros(len(queries), len(documents)), torch.zeros(len(queries)), torch.zeros(len(documents)))
+
+    def add(self, rows: slice, query: tuple[torch.Tensor, torch.Tensor], z: tuple[torch.Tensor, torch.Tensor]) -> None:
+        self.products[:, rows] += query[0] @ z[0].T
+        self.squares[rows] += z[1]
+        if rows.start == 0:
+            self.query_squares.add_(query[1])
+
+    def scores(self, unit_norm: bool) -> np.ndarray:
+        norms = self.query_squares.rsqrt()[:, None] * self.squares.rsqrt() if unit_norm else 1.0
+        return (self.products * norms).numpy()
 
 
 @dataclasses.dataclass(frozen=True)

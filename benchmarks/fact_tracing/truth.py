@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from benchmarks.fact_tracing.ablation import Rankings
 from benchmarks.fact_tracing.dataset import Dataset, sample
-from benchmarks.fact_tracing.gradients import Gradients, Model, Tell
+from benchmarks.fact_tracing.gradients import Features, Gradients, Model, Tell
 from benchmarks.fact_tracing.methods import Method, Ranked, dense_scores
 from benchmarks.fact_tracing.settings import BM25, GOLD, LEFT_OUT, RANDOM, GroundTruth, Size
 from trackstar.evaluation import tail_patch_run
@@ -153,13 +153,14 @@ def _gradient_scores(
     dataset: Dataset, checkpoint: Path, places: Sequence[int], rows: Mapping[str, Method]
 ) -> dict[str, np.ndarray]:
     """Scores of all documents for some queries, [Q, N] a row; R_eval is of all the corpus's queries."""
-    scores: dict[str, np.ndarray] = {}
-    gradients: dict[Any, Gradients] = {}
     model = Model(checkpoint)
+    names: dict[Features, dict[Method, str]] = {}
     for name, method in rows.items():
-        if method.features not in gradients:
-            gradients[method.features] = Gradients(model.encoder(method.features), dataset.texts, dataset.queries)
-        scores[name] = dense_scores(method, gradients[method.features])[places]
+        names.setdefault(method.features, {})[method] = name
+    scores: dict[str, np.ndarray] = {}
+    for features, named in names.items():
+        gradients = Gradients(model.encoder(features), dataset.texts, dataset.queries)
+        scores |= {named[method]: row[places] for method, row in dense_scores(list(named), gradients).items()}
     return scores
 
 

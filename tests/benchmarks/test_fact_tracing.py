@@ -50,17 +50,30 @@ def test_dense_scores_are_the_encoders_cosines(gradients: Gradients, preconditio
     documents, _ = precondition_and_normalise(gradients.documents, root, normalisation)
     queries, _ = precondition_and_normalise(gradients.queries, root, normalisation)
     method = Method(Features("none", 6), preconditioner, normalisation=normalisation, damping=0.3)
-    torch.testing.assert_close(
-        torch.from_numpy(dense_scores(method, gradients)), queries @ documents.T, rtol=0, atol=2e-5
-    )
+    [scores] = dense_scores([method], gradients).values()
+    torch.testing.assert_close(torch.from_numpy(scores), queries @ documents.T, rtol=0, atol=2e-5)
 
 
 def test_dense_scores_without_unit_norm_are_inner_products(gradients: Gradients) -> None:
     root = gradients.train.inverse_root
     documents = torch.einsum("nbd,bde->nbe", gradients.documents, root).flatten(1)
     queries = torch.einsum("nbd,bde->nbe", gradients.queries, root).flatten(1)
-    scores = torch.from_numpy(dense_scores(Method(Features("none", 6), "train", unit_norm=False), gradients))
-    torch.testing.assert_close(scores, queries @ documents.T, rtol=1e-4, atol=1e-4)
+    [scores] = dense_scores([Method(Features("none", 6), "train", unit_norm=False)], gradients).values()
+    torch.testing.assert_close(torch.from_numpy(scores), queries @ documents.T, rtol=1e-4, atol=1e-4)
+
+
+def test_methods_scored_together_are_scored_as_each_alone(gradients: Gradients) -> None:
+    features = Features("none", 6)
+    methods = [
+        Method(features, preconditioner, unit, normalisation, damping)
+        for damping in (0.1, 0.5)
+        for preconditioner in ("mixed", "none", "train")
+        for unit, normalisation in ((True, "vector"), (False, "vector"), (True, "block"))
+    ]
+    together = dense_scores(methods, gradients)
+    assert list(together) == methods
+    for method, scores in together.items():
+        np.testing.assert_array_equal(scores, dense_scores([method], gradients)[method])
 
 
 def test_rankings_are_by_score_and_then_by_id() -> None:
