@@ -52,6 +52,7 @@ COMMANDS: dict[str, Command] = {
     "fit": Command("pipelines.fit", "collect second moments and the preconditioner; write the spec of a new index"),
     "build-index": Command("pipelines.build_index", "encode the corpus into the index"),
     "score": Command("pipelines.score", "find each query's proponents in the whole index"),
+    "standing": Command("pipelines.standing", "keep queries with the index, and their proponents up to date with it"),
     "evaluate": Command(
         "pipelines.evaluate",
         "measure proponents against annotated facts: MRR, Recall@k, precision@k",

@@ -58,9 +58,10 @@ class OneByOne(beam.PTransform):
         return root | "Elements" >> beam.Create(self.elements, reshuffle=False) | "ToAnyWorker" >> beam.Reshuffle()
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """--model, --device, --threads_per_worker and --allow_low_coverage."""
-    group = add_worker_arguments(parser, "checkpoint folder of the model, with its tokenizer", "an encoding")
+def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """--model (perhaps not `required`), --device, --threads_per_worker and --allow_low_coverage."""
+    text = "checkpoint folder of the model, with its tokenizer"
+    group = add_worker_arguments(parser, text, "an encoding", required)
     group.add_argument(
         "--allow_low_coverage",
         action="store_true",
@@ -68,19 +69,22 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_worker_arguments(parser: argparse.ArgumentParser, model: str, result: str) -> argparse._ArgumentGroup:
+def add_worker_arguments(
+    parser: argparse.ArgumentParser, model: str, result: str, required: bool = True
+) -> argparse._ArgumentGroup:
     """--model, --device and --threads_per_worker.
 
     Args:
         parser: To add to.
         model: Help of --model.
         result: What another number of threads may change.
+        required: Whether --model has to be given.
 
     Returns:
         The group, for more flags about the model.
     """
     group = parser.add_argument_group("the model")
-    group.add_argument("--model", required=True, metavar="CKPT", help=model)
+    group.add_argument("--model", required=required, metavar="CKPT", help=model)
     group.add_argument("--device", default="auto", help="auto, cpu or cuda: where workers run the model")
     group.add_argument(
         "--threads_per_worker",
