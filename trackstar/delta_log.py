@@ -6,9 +6,13 @@ store through `trackstar.storage`, with the same credentials, errors and emulato
 """
 
 import contextlib
+import dataclasses
+import itertools
 import json
+import re
 import tempfile
 import time
+import urllib.parse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,26 @@ from trackstar import storage
 from trackstar.errors import TrackStarError
 
 _LOG = "_delta_log"
+_NUMBERED = re.compile(r"(\d{20})\.")
+_CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.parquet")
+_SETTLED_SECONDS = 3600.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Retained:
+    """What a vacuum has to leave.
+
+    Args:
+        first: The oldest version that stays readable.
+        last: The newest.
+        paths: Files of all versions from `first` to `last`.
+        dropped: Files that were in an older version and are in none of these.
+    """
+
+    first: int
+    last: int
+    paths: set[str]
+    dropped: set[str]
 
 
 class DeltaLog:
@@ -66,6 +90,56 @@ class DeltaLog:
             if actions:
                 # "append" keeps what no action mentions; removals stand in the same commit.
                 table.create_write_transaction(actions, mode="append", schema=delta_schema)
+
+    def retained(self, since: float) -> "Retained | None":
+        """What readers of snapshots need that were the last one at or after `since`, seconds since 1970; None without a table."""
+        with self._folder() as folder:
+            table = self._table(folder)
+            if table is None:
+                return None
+            written = sorted((entry["version"], entry.get("timestamp", 0) / 1000) for entry in table.history())
+            # A version was the last one until the next was committed.
+            ended = [(version, after) for (version, _), (_, after) in itertools.pairwise(written)]
+            first = next((version for version, end in ended if end >= since), table.version())
+            oldest = min((version for version, _ in written), default=first)
+            earlier, needed = self._paths(folder, oldest), self._paths(folder, first)
+            for version, _ in written:
+                if version > oldest:
+                    added = _added(Path(folder) / _LOG, version)
+                    earlier |= added
+                    needed |= added if version > first else set()
+            return Retained(first, table.version(), needed, earlier - needed)
+
+    def forget(self, first: int) -> list[str]:
+        """Shortens the log to the versions from `first` on.
+
+        That is done in two steps, so that a reader that has just listed the log finds what it listed: this call writes a
+        checkpoint, and one an hour later or more removes what the checkpoint made superfluous.
+
+        Returns:
+            Names of the log's files that were removed.
+        """
+        checkpoints = {}
+        for info in storage.list(storage.join(self.uri, _LOG)):
+            if match := _CHECKPOINT.fullmatch(info.uri.rsplit("/", 1)[-1]):
+                checkpoints[int(match[1])] = info
+        usable = [version for version in checkpoints if version <= first]
+        settled = [version for version in usable if checkpoints[version].modified < time.time() - _SETTLED_SECONDS]
+        removed = []
+        for info in storage.list(storage.join(self.uri, _LOG)) if settled else ():
+            name = info.uri.rsplit("/", 1)[-1]
+            number = _NUMBERED.match(name)
+            if number and int(number[1]) < max(settled):
+                storage.delete(info.uri)
+                removed.append(name)
+        if first not in usable and self.versions()[0] < first:
+            with self._folder() as folder, self._explained("the log cannot be shortened"):
+                DeltaTable(folder, version=first).create_checkpoint()
+        return removed
+
+    def _paths(self, folder: str, version: int) -> set[str]:
+        table = self._table(folder, version)
+        return set() if table is None else {file["path"] for file in _files(table)}
 
     def _table(self, folder: str, version: int | None = None) -> DeltaTable | None:
         try:
@@ -128,6 +202,13 @@ def _files(table: DeltaTable) -> list[dict[str, Any]]:
         return []
     wanted = actions.select(["path", "size_bytes", "num_records", "min.shard"])
     return wanted.rename_columns(["path", "size_bytes", "num_records", "shard"]).to_pylist()
+
+
+def _added(log: Path, version: int) -> set[str]:
+    """Paths of the files that a commit added."""
+    lines = (log / f"{version:020d}.json").read_bytes().splitlines()
+    actions = [json.loads(line) for line in lines if line.startswith(b'{"add"')]
+    return {urllib.parse.unquote(action["add"]["path"]) for action in actions}
 
 
 def _contents(folder: Path) -> dict[str, bytes]:

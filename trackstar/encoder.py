@@ -230,4 +230,9 @@ def check_model(loaded: LoadedModel, spec: Spec) -> None:
         if getattr(spec, field) != value
     ]
     if lines:
-        raise TrackStarError("the model is not the one that this index was made with:\n" + "\n".join(lines))
+        raise TrackStarError(
+            "the model is not the one that this index was made with:\n"
+            + "\n".join(lines)
+            + "\nGive that one as --model. For another model fit another index (`trackstar fit --index DIR …`), which "
+            "`trackstar reindex --new_index DIR` builds and switches to"
+        )

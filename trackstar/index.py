@@ -1,6 +1,7 @@
 """The index: a folder of immutable files, one a work item, and a Delta table that says which of them count.
 
     spec.json                   all that determines an encoding; its hash is the index's identity
+    superseded_by.json          the index that took this one's place, if one did
     preconditioner/             R_train
     encodings/<key>.parquet     one file a work item, flat; plain Parquet
     encodings/_delta_log/       which files are in the index, version by version
@@ -16,20 +17,27 @@ minimum and maximum, its shard: a reader that filters by shard skips the other f
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 
 from trackstar import checksums, storage
 from trackstar.checksums import Checksum
 from trackstar.corpus import Reject
-from trackstar.delta_log import DeltaLog, add_action
+from trackstar.delta_log import DeltaLog, Retained, add_action
 from trackstar.encodings import Encodings
 from trackstar.errors import TrackStarError
 from trackstar.item_file import ItemFile, arrow_schema, read_item_file, write_parquet
 from trackstar.spec import Spec
 
+SUPERSEDED = "superseded_by.json"
+"""Names the index that took this one's place."""
 _SUFFIX = ".parquet"
+_LONGEST_CHAIN = 32
 LOG_PATH = "encodings/_delta_log"
 """The table's log, relative to the index."""
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +101,7 @@ class Index:
         """
         where = storage.join(uri, "spec.json")
         if storage.exists(where):
-            index = cls.open(uri)
+            index = cls.open(uri, follow=False)
             if index.spec.hash != spec.hash:
                 lines = "\n  ".join(index.spec.differences(spec))
                 raise TrackStarError(
@@ -111,16 +119,27 @@ class Index:
         return index
 
     @classmethod
-    def open(cls, uri: str) -> "Index":
-        """Opens the index at `uri`.
+    def open(cls, uri: str, follow: bool = True) -> "Index":
+        """Opens the index at `uri`, or the one that has taken its place.
+
+        Args:
+            uri: Folder or prefix.
+            follow: Whether `superseded_by.json` is followed; without, the index that lies there is opened.
 
         Raises:
             TrackStarError: there is none, or its spec cannot be read.
         """
+        uri = _successor(uri) if follow else uri
         where = storage.join(uri, "spec.json")
         if not storage.exists(where):
             raise TrackStarError(f"{uri}: no index here (no spec.json); run `trackstar fit` first, or check --index")
         return cls(uri, Spec.from_json(storage.read_bytes(where).decode(), where))
+
+    def supersede(self, old: "Index") -> None:
+        """Makes whoever opens the index `old` from now on open this one. Readers that have `old` open keep reading it."""
+        storage.delete(storage.join(self.uri, SUPERSEDED))  # where one goes back to an older index
+        note = {"index": self.uri, "spec": self.spec.hash, "since": datetime.now(UTC).isoformat(timespec="seconds")}
+        storage.write_bytes(storage.join(old.uri, SUPERSEDED), (json.dumps(note, indent=1) + "\n").encode())
 
     # Items.
 
@@ -152,8 +171,9 @@ class Index:
 
     def existing_keys(self) -> set[str]:
         """Keys of all item files that lie in the index, committed or not: one listing instead of a question an item."""
-        names = (info.uri.rsplit("/", 1)[-1] for info in storage.list(self._encodings))
-        return {name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX) and not name.startswith(".")}
+        start = len(self._encodings) + 1
+        names = (info.uri[start:] for info in storage.list(self._encodings))
+        return {name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX) and "/" not in name}
 
     def write_item(
         self, key: str, shard: str, batches: Iterator[Encodings], footer: Callable[[], dict[str, str]]
@@ -212,7 +232,7 @@ class Index:
 
     # Snapshots.
 
-    def commit(self, items: Sequence[ItemFile]) -> int:
+    def commit(self, items: Sequence[ItemFile | DataFile]) -> int:
         """Makes the index hold exactly the files of `items`, in one transaction.
 
         Files that stay are not mentioned, so a nightly commit is as small as what changed. If nothing changed, no
@@ -253,6 +273,16 @@ class Index:
             storage.delete(storage.join(self.uri, path))
             storage.delete(checksums.uri_of(self.uri, path))
 
+    def retained(self, since: float) -> Retained | None:
+        """What readers of snapshots that were the last one at or after `since` need; None before the first commit."""
+        return self._log.retained(since)
+
+    def forget_versions(self, first: int) -> None:
+        """Shortens the log to the versions from `first` on; it takes effect with a call an hour later or more."""
+        for name in self._log.forget(first):
+            storage.delete(checksums.uri_of(self.uri, f"{LOG_PATH}/{name}"))
+        self.record_log()
+
     def versions(self) -> list[int]:
         """All versions that were committed and not cleaned up, ascending; empty before the first commit."""
         return self._log.versions()
@@ -265,6 +295,9 @@ class Index:
         """
         found = self._log.files(version)
         if found is None:
+            versions = self.versions()
+            if versions:
+                raise TrackStarError(f"{self.uri}: there is no version {version} any more; the oldest is {versions[0]}")
             raise TrackStarError(f"{self.uri}: nothing was committed yet; run `trackstar build-index` first")
         number, entries = found
         files = [
@@ -274,3 +307,21 @@ class Index:
             for entry in entries
         ]
         return Snapshot(number, sorted(files, key=lambda file: file.uri))
+
+
+def _successor(uri: str) -> str:
+    """The index that took the place of the one at `uri`, or of its successor, and so on; `uri` itself where none did."""
+    current = uri
+    for _ in range(_LONGEST_CHAIN):
+        where = storage.join(current, SUPERSEDED)
+        if not storage.exists(where):
+            if current != uri:
+                _LOGGER.info("%s: superseded by %s, which is used instead", uri, current)
+            return current
+        try:
+            current = str(json.loads(storage.read_bytes(where))["index"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise TrackStarError(
+                f"{where}: damaged ({error!r}); delete it, or name the newer index as --index"
+            ) from error
+    raise TrackStarError(f"{uri}: its {SUPERSEDED} leads in a circle; delete the one in the index that is to be used")

@@ -6,7 +6,7 @@ R_b = mean of vec(E_b) vec(E_b)ᵀ over a sample of examples. Encodings are mult
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -187,6 +187,17 @@ def load_inverse_root(folder: str) -> torch.Tensor:
         contents, _ = tensors.load(storage.join(folder, _file_name(block)), only=("inverse_root",))
         roots.append(contents["inverse_root"])
     return torch.stack(roots)
+
+
+def load_blocks(folder: str) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
+    """Block after block, one in memory at a time: σ float64 [d_b], U float64 [d_b, d_b] in columns, and δ = c · mean(σ)."""
+    block, count = 0, 1
+    while block < count:
+        contents, metadata = tensors.load(storage.join(folder, _file_name(block)), only=("eigenvalues", "eigenvectors"))
+        count = int(metadata["num_blocks"])
+        sigma = contents["eigenvalues"]
+        yield sigma, contents["eigenvectors"], float(metadata["damping"]) * float(sigma.mean())
+        block += 1
 
 
 def crossing_component(dimension: int) -> int:

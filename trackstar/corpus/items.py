@@ -86,10 +86,15 @@ def _ranges(shard: Shard, target_bytes: int) -> list[tuple[int, int, int]]:
     if shard.format == "parquet":
         return _grouped(parquet.row_group_bytes(shard.uri), target_bytes)
     if shard.format in ("jsonl", "txt"):
-        count = -(-shard.size // target_bytes)
-        cuts = [shard.size * index // count for index in range(count + 1)] if count else []
-        return [(start, end, end - start) for start, end in itertools.pairwise(cuts)]
+        return [(start, end, end - start) for start, end in line_ranges(shard.size, target_bytes)]
     return [(0, shard.size, shard.size)]
+
+
+def line_ranges(size: int, target_bytes: int) -> list[tuple[int, int]]:
+    """Start and end of each item of an uncompressed shard of lines."""
+    count = -(-size // target_bytes)
+    cuts = [size * index // count for index in range(count + 1)] if count else []
+    return list(itertools.pairwise(cuts))
 
 
 def _grouped(sizes: Sequence[int], target_bytes: int) -> list[tuple[int, int, int]]:

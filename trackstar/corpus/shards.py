@@ -42,13 +42,16 @@ def format_of(uri: str) -> Format | None:
     return next((format for suffix, format in FORMATS.items() if uri.lower().endswith(suffix)), None)
 
 
-def expand(patterns: Sequence[str], fingerprint: storage.FingerprintKind = "modified") -> list[Shard]:
+def expand(
+    patterns: Sequence[str], fingerprint: storage.FingerprintKind = "modified", allow_no_match: bool = False
+) -> list[Shard]:
     """The shards that glob patterns name, sorted by URI, each once however many patterns match it.
 
     Args:
         patterns: Local paths or gs:// URIs, with `*`, `?`, `[…]`, `**`.
         fingerprint: "modified": size and modification time, or an object's generation; "content": a hash of the
             content, which a copied corpus keeps, and which costs one pass over local files.
+        allow_no_match: Whether a pattern may match no file.
 
     Raises:
         TrackStarError: a pattern matches no file, or a file whose format is unknown.
@@ -60,7 +63,7 @@ def expand(patterns: Sequence[str], fingerprint: storage.FingerprintKind = "modi
     found: dict[str, storage.FileInfo] = {}
     for pattern in patterns:
         matches = storage.glob(pattern)
-        if not matches:
+        if not matches and not allow_no_match:
             raise TrackStarError(f"{pattern}: {_why_no_match(pattern)}")
         found.update((match.uri, match) for match in matches)
     formats = {uri: _known_format(uri) for uri in found}

@@ -1,0 +1,154 @@
+"""How far new documents have moved from those that R_train was fitted on.
+
+Under the stored R, a document's gradient is grad_norm · φ = (R + δI)^(-1/2) vec(E), which the index holds. Were new documents
+like those of the fit, the mean of its outer product would be R̃ = (R + δI)^(-1/2) R (R + δI)^(-1/2), block by block. Reported is
+the relative Frobenius distance of the two, ‖mean − R̃‖ / ‖R̃‖, estimated without the bias that a small sample's own noise adds:
+‖mean‖² comes from products of *different* documents alone. R_train, from a sample itself, never fits documents that it has not
+seen exactly; so the number means something only beside that of as many old documents, and that is how it is reported.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from trackstar import storage
+from trackstar.encoding_reader import EncodingReader
+from trackstar.index import DataFile, Index
+from trackstar.preconditioner import load_blocks
+
+_FILES = 12
+_OLD_GROUPS = 3
+_FEWEST = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Drift:
+    """Distances from R_train: of new documents, and of groups of as many old ones."""
+
+    documents: int
+    """Documents in each group."""
+    fresh: float
+    """Of the new documents, over all blocks."""
+    old: tuple[float, ...]
+    """Of each group of old documents: what the number is when nothing has changed."""
+    fresh_blocks: tuple[float, ...]
+    """Of the new documents, block by block."""
+    old_blocks: tuple[float, ...]
+    """Of the old documents, the largest of the groups, block by block."""
+
+    @property
+    def ratio(self) -> float:
+        """New over old: about 1 where new documents are like the old ones."""
+        return self.fresh / max(*self.old, 1e-9)
+
+    def describe(self, limit: float) -> str:
+        """Lines for people; above `limit` times the old documents' distance a refit is advised."""
+        block = int(np.argmax(np.array(self.fresh_blocks) / np.maximum(self.old_blocks, 1e-9)))
+        text = (
+            f"drift: the R of {self.documents:,} new documents is {self.fresh:.2f} from R_train; that of as many old ones is "
+            f"{min(self.old):.2f} to {max(self.old):.2f} (most in block {block}: {self.fresh_blocks[block]:.2f} against "
+            f"{self.old_blocks[block]:.2f})"
+        )
+        if self.ratio <= limit:
+            return text
+        return (
+            f"{text}\nThe new documents are unlike those that the preconditioner was fitted on. Scores stay exact for this "
+            "preconditioner, but a new one would serve better: `trackstar fit --index NEW …`, then "
+            "`trackstar reindex --new_index NEW`"
+        )
+
+
+def measure(index: Index, fresh: Sequence[DataFile], old: Sequence[DataFile], documents: int) -> Drift | str:
+    """Compares a sample of the documents in `fresh` and one of those in `old` with R_train.
+
+    Reads 12 files of each, or more where these are small, and the preconditioner's blocks one after the other.
+
+    Args:
+        index: The index.
+        fresh: Files of new documents.
+        old: Files of old ones.
+        documents: New documents in the sample at most.
+
+    Returns:
+        The distances, or why there are none.
+    """
+    if index.spec.preconditioner == "none":
+        return "the index has no preconditioner"
+    if index.spec.normalisation != "vector":
+        return "encodings are normalised block by block, and their blocks' norms are not stored"
+    count = min(documents, sum(file.num_rows for file in fresh), sum(file.num_rows for file in old) // _OLD_GROUPS)
+    if count < _FEWEST:
+        return f"too few documents: {_FEWEST} new and {_OLD_GROUPS * _FEWEST} old ones are the least"
+    spec = index.spec
+    new_rows = _sampled(fresh, count, spec.dimension)
+    old_rows = _sampled(old, _OLD_GROUPS * count, spec.dimension)
+    count = min(len(new_rows), len(old_rows) // _OLD_GROUPS)
+    groups = [new_rows[:count], *(old_rows[group::_OLD_GROUPS][:count] for group in range(_OLD_GROUPS))]
+    distances, norms = [], []  # squared: [blocks][groups], [blocks]
+    for block, (sigma, u, damping) in enumerate(load_blocks(storage.join(index.uri, "preconditioner"))):
+        columns = slice(block * spec.block_dimension, (block + 1) * spec.block_dimension)
+        kept = sigma / (sigma + damping)  # eigenvalues of R̃
+        norms.append(float((kept * kept).sum()))
+        distances.append([_squared_distance(rows[:, columns], u.float(), kept, norms[-1]) for rows in groups])
+    by_block = np.sqrt(np.maximum(np.array(distances), 0.0) / np.array(norms)[:, None])  # [blocks, groups]
+    overall = np.sqrt(np.maximum(np.sum(distances, axis=0), 0.0) / np.sum(norms))  # [groups]
+    return Drift(
+        count,
+        float(overall[0]),
+        tuple(overall[1:].tolist()),
+        tuple(by_block[:, 0].tolist()),
+        tuple(by_block[:, 1:].max(axis=1).tolist()),
+    )
+
+
+def _squared_distance(rows: torch.Tensor, u: torch.Tensor, kept: torch.Tensor, norm: float) -> float:
+    """Estimate of ‖mean x xᵀ − R̃‖², unbiased; may come out below zero.
+
+    Args:
+        rows: x, float32 [N, d_b].
+        u: Eigenvectors of R̃, float32 [d_b, d_b].
+        kept: Its eigenvalues, float64 [d_b].
+        norm: ‖R̃‖².
+    """
+    count = len(rows)
+    gram = (rows @ rows.T).double()  # [N, N]
+    squares = (gram * gram).sum() - gram.diagonal().square().sum()
+    cross = ((rows @ u).double().square() @ kept).mean()  # mean of xᵀ R̃ x
+    return float(squares / (count * (count - 1)) - 2 * cross + norm)
+
+
+def _sampled(files: Sequence[DataFile], count: int, dimension: int) -> torch.Tensor:
+    """grad_norm · φ of about `count` documents of some of the files, float32 [N, d]; the same in every run."""
+    drawn = sorted((file for file in files if file.num_rows), key=lambda file: _digest(file.key))
+    chosen: list[DataFile] = []
+    while drawn and (len(chosen) < _FILES or sum(file.num_rows for file in chosen) < count):
+        chosen.append(drawn.pop(0))
+    total = sum(file.num_rows for file in chosen)
+    parts = []
+    for file in chosen:
+        quota = min(file.num_rows, -(-count * file.num_rows // total))
+        wanted = np.sort(np.random.default_rng(_digest(file.key)).choice(file.num_rows, quota, replace=False))
+        parts.append(_rows(file.uri, wanted, dimension))
+    rows = torch.cat(parts)
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))][:count]
+
+
+def _rows(uri: str, wanted: np.ndarray, dimension: int) -> torch.Tensor:
+    """grad_norm · φ of the rows `wanted` (ascending) of one file, float32 [N, d]."""
+    reader = EncodingReader(uri, dimension)
+    try:
+        norms = torch.from_numpy(reader.column("grad_norm").to_numpy(zero_copy_only=False).astype(np.float32))
+        parts = []
+        for chunk in reader.chunks():
+            here = wanted[(wanted >= chunk.row) & (wanted < chunk.row + len(chunk.vectors))]
+            parts.append(chunk.vectors[torch.from_numpy(here - chunk.row)].float())
+        return torch.cat(parts) * norms[torch.from_numpy(wanted)][:, None]
+    finally:
+        reader.close()
+
+
+def _digest(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
