@@ -8,18 +8,23 @@ describes it, and, so that it can be started as `python -m pipelines.<name>`,
 
 Modules are imported only when their command is called: `trackstar --help` imports neither Beam nor torch.
 
-Exit codes: 0 done; 1 the run failed; 2 the input or the settings are wrong; 3 another run is at it; 130 stopped by Ctrl-C.
+Exit codes: 0 done; 1 the run failed; 2 the input or the settings are wrong; 3 another run is at it; 130 stopped by Ctrl-C;
+143 stopped by SIGTERM.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
 import inspect
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
+from typing import NoReturn
 
 import trackstar
 from pipelines import logs, options
@@ -31,6 +36,7 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_BUSY = 3
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +57,17 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "fit": Command("pipelines.fit", "collect second moments and the preconditioner; write the spec of a new index"),
     "build-index": Command("pipelines.build_index", "encode the corpus into the index"),
+    "reindex": Command(
+        "pipelines.reindex", "bring an index up to date with its corpus: encode what changed, drop what is gone"
+    ),
     "score": Command("pipelines.score", "find each query's proponents in the whole index"),
     "standing": Command("pipelines.standing", "keep queries with the index, and their proponents up to date with it"),
+    "remove": Command(
+        "pipelines.remove",
+        "take examples or shards down: no result shows them from then on; show what was taken down",
+        runs_pipelines=False,
+    ),
+    "verify": Command("pipelines.verify", "find damaged files of an index, and encode them again with --repair"),
     "evaluate": Command(
         "pipelines.evaluate",
         "measure proponents against annotated facts: MRR, Recall@k, precision@k",
@@ -84,7 +99,8 @@ def main(argv: Sequence[str] | None = None, commands: Mapping[str, Command] = CO
     debug = _take_debug(words)
     logs.configure(debug)
     try:
-        return _run(words, commands)
+        with _ending_on_sigterm():
+            return _run(words, commands)
     except KeyboardInterrupt:
         print("trackstar: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -107,6 +123,25 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
 def call(name: str, words: Sequence[str]) -> int:
     """Runs one command from within another: its exit code, or its exception."""
     return _run_command(name, COMMANDS[name], words)
+
+
+@contextlib.contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Makes SIGTERM leave the block as an exception does, so that locks are released and workers ended on the way out."""
+
+    def leave(number: int, frame: object) -> NoReturn:
+        raise SystemExit(EXIT_TERMINATED)
+
+    is_ours = (
+        threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    )
+    if is_ours:
+        signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _take_debug(words: list[str]) -> bool:
