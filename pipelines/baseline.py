@@ -15,14 +15,15 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from pipelines import cli, flag_types, options, runner
+from pipelines import cli, costs, flag_types, options, runner
 from pipelines.corpus import add_corpus_arguments, add_reject_argument, planned
+from pipelines.costs import add_cost_arguments
 from pipelines.progress import Progress, Reporter, say
 from pipelines.score import FetchPassages, MergeTops, Passages, Tops, add_query_arguments, query_set_of, write
 from pipelines.workers import OneByOne
-from trackstar.corpus import Shard, WorkItem
+from trackstar.corpus import WorkItem
+from trackstar.cost.commands import estimate_baseline
 from trackstar.errors import TrackStarError
-from trackstar.estimate import human_bytes
 from trackstar.evaluation.bm25 import BM25Settings, query_words
 from trackstar.evaluation.corpus_scan import (
     BM25Method,
@@ -50,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_query_arguments(parser)
     parser.add_argument("--top_k", type=flag_types.positive, default=100, metavar="N", help="documents a query")
     add_reject_argument(parser, "ranked")
-    parser.add_argument("--dry_run", action="store_true", help="say what would be read: shards, work items, bytes")
+    add_cost_arguments(parser)
     options.add_field_arguments(parser.add_argument_group("--method bm25"), BM25Settings, _BM25)
     group = parser.add_argument_group("--method random")
     group.add_argument("--seed", type=int, default=_SEED, metavar="N", help="another seed draws other documents")
@@ -65,9 +66,12 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
         raise TrackStarError(f"{' '.join(args.corpus)}: the shards are empty; there is nothing to rank")
     method = method_of(queries)
     passes = 2 if method.needs_statistics else 1
-    if args.dry_run:
-        say(describe(shards, items, passes, len(queries)))
-        return cli.EXIT_DONE
+    if costs.wanted(args):
+        return costs.dry_run(
+            args,
+            beam_args,
+            lambda basis: estimate_baseline(args.method, items, shards, method, len(queries), args.top_k, basis),
+        )
     work = float(passes * sum(item.num_bytes for item in items))
     with Progress(args.method, work, passes * len(items), "documents", enabled=runner.is_local(beam_args)) as progress:
         transform = RankCorpus(
@@ -95,19 +99,6 @@ def chosen_method(args: argparse.Namespace) -> Callable[[list[Query]], Method]:
     if args.method == "bm25":
         return lambda queries: BM25Method(query_words(queries, settings), settings)
     return lambda queries: RandomMethod([query.example_id for query in queries], args.seed)
-
-
-def describe(shards: list[Shard], items: list[WorkItem], passes: int, num_queries: int) -> str:
-    """What a run would read, for people."""
-    num_bytes = sum(item.num_bytes for item in items)
-    return "\n".join(
-        [
-            f"shards           {len(shards):,}",
-            f"work items       {len(items):,}",
-            f"to be read       {human_bytes(num_bytes)}{', twice' if passes == 2 else ''}; winners once more for their texts",
-            f"queries          {num_queries:,}",
-        ]
-    )
 
 
 @dataclasses.dataclass

@@ -12,12 +12,15 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from pipelines import cli, runner
+from pipelines import cli, costs, runner
 from pipelines.corpus import add_corpus_arguments, add_reject_argument, planned
+from pipelines.costs import add_cost_arguments
 from pipelines.progress import Progress, Reporter, say
 from pipelines.workers import EncoderDoFn, OneByOne, add_model_arguments
-from trackstar import estimate, storage
-from trackstar.corpus import WorkItem
+from trackstar import storage
+from trackstar.corpus import Shard, WorkItem
+from trackstar.cost.basis import Basis
+from trackstar.cost.commands import Estimated, estimate_build
 from trackstar.encoder import EncoderSource
 from trackstar.errors import ShardError
 from trackstar.index import Index, ItemFile
@@ -31,9 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_corpus_arguments(parser)
     add_model_arguments(parser)
     add_reject_argument(parser, "encoded")
-    parser.add_argument(
-        "--dry_run", action="store_true", help="say what would be done: items, examples, tokens, bytes, FLOPs, time"
-    )
+    add_cost_arguments(parser)
 
 
 def run(args: argparse.Namespace, beam_args: list[str]) -> int:
@@ -41,9 +42,8 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     index = Index.open(args.index)
     shards, items = planned(args)
     source = encoder_source(args, index)
-    if args.dry_run:
-        say(estimate.estimate_build(index, shards, items, source).describe(runner.num_local_workers(beam_args)))
-        return cli.EXIT_DONE
+    if costs.wanted(args):
+        return costs.dry_run(args, beam_args, lambda basis: estimate(index, shards, items, source, basis))
     encoded = encode_items(index, items, source, beam_args)
     encoded.check_failures()
     encoded.check_rejects(index, args.max_reject_fraction)
@@ -51,6 +51,15 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     what = f"{encoded.counts.examples:,} examples in {len(encoded.files)} files"
     say(f"{args.index}: version {version}: {what}; next: trackstar score")
     return cli.EXIT_DONE
+
+
+def estimate(
+    index: Index, shards: Sequence[Shard], items: Sequence[WorkItem], source: EncoderSource, basis: Basis
+) -> Estimated:
+    """What encoding the items that have no file yet would take."""
+    present = index.existing_keys()
+    missing = [item for item in items if item.key(index.spec.hash) not in present]
+    return estimate_build(index.spec, shards, missing, len(items) - len(missing), source, basis)
 
 
 def encoder_source(args: argparse.Namespace, index: Index) -> EncoderSource:

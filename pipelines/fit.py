@@ -13,16 +13,20 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipelines import cli, flag_types, options, runner
+from pipelines import cli, costs, flag_types, options, runner
 from pipelines.corpus import add_corpus_arguments, planned
+from pipelines.costs import add_cost_arguments
 from pipelines.progress import say
 from pipelines.workers import EncoderDoFn, OneByOne, add_model_arguments
 from trackstar import fitting, second_moments, storage
+from trackstar.cost.basis import Basis
+from trackstar.cost.commands import Estimated, estimate_fit
+from trackstar.cost.skeleton import load_skeleton
 from trackstar.encoder import EncoderSource
 from trackstar.errors import TrackStarError
 from trackstar.fitting import PENDING, SampleTask
 from trackstar.index import Index
-from trackstar.models import load_model
+from trackstar.models import LoadedModel, load_model
 from trackstar.preconditioner import GramSum, Preconditioner
 from trackstar.second_moments import SecondMoments
 from trackstar.spec import Spec
@@ -79,10 +83,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sample.add_argument(
         "--sample_tasks", type=flag_types.positive, default=4, metavar="N", help="parts that the sample is summed in"
     )
+    add_cost_arguments(parser)
 
 
 def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     """Fits; a second run with the same settings finds the work done."""
+    if costs.wanted(args):
+        return costs.dry_run(args, beam_args, lambda basis: estimate(args, basis))
     fit = _Fit(args, beam_args)
     if fit.is_done():
         say(f"{args.index}: fitted already with these settings; next: trackstar build-index")
@@ -95,13 +102,51 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     return cli.EXIT_DONE
 
 
+def estimate(args: argparse.Namespace, basis: Basis) -> Estimated:
+    """What fitting would take. An optimizer's state is not read: its moments are taken for exact ones, unless --moments says
+    otherwise; nor is an index that is there already."""
+    _check_moments(args)
+    shards, items = planned(args)
+    tasks = fitting.choose_sample(items, args.sample_size, args.sample_tasks, args.sample_seed)
+    loaded = (
+        load_model(args.model, args.model_dtype, "cpu", args.allow_low_coverage)
+        if basis.calibrates
+        else load_skeleton(args.model, args.model_dtype)
+    )
+    say(loaded.coverage.describe())
+    spec = _make_spec(args, loaded, None, args.moments != "none")
+    plain = dataclasses.replace(spec, moments="none", preconditioner="none")
+    source = EncoderSource(
+        plain.to_json(), args.model, None, None, args.device, args.threads_per_worker, args.allow_low_coverage
+    )
+    estimates_moments = args.moments != "none" and not args.optimizer_state
+    return estimate_fit(spec, shards, tasks, estimates_moments, source, basis)
+
+
+def _check_moments(args: argparse.Namespace) -> None:
+    if args.moments == "none" and args.optimizer_state:
+        raise TrackStarError("--moments none contradicts --optimizer_state: leave one of them out")
+
+
+def _make_spec(args: argparse.Namespace, loaded: LoadedModel, moments: SecondMoments | None, pending: bool) -> Spec:
+    """The spec, as far as it is known; `pending`: moments are still to be found out."""
+    return fitting.make_spec(
+        loaded,
+        max_length=args.max_length,
+        moments=moments,
+        moments_pending=pending,
+        factored=args.moments == "factored",
+        precondition=args.preconditioner == "train",
+        **{name: getattr(args, name) for name in SPEC_DEFAULTS},
+    )
+
+
 class _Fit:
     """One run of the command: the spec fills up as the parts come in."""
 
     def __init__(self, args: argparse.Namespace, beam_args: list[str]):
         self.args, self.beam_args = args, beam_args
-        if args.moments == "none" and args.optimizer_state:
-            raise TrackStarError("--moments none contradicts --optimizer_state: leave one of them out")
+        _check_moments(args)
         self.shards, items = planned(args)
         self.tasks = fitting.choose_sample(items, args.sample_size, args.sample_tasks, args.sample_seed)
         loaded = load_model(args.model, args.model_dtype, "cpu", args.allow_low_coverage)
@@ -110,15 +155,7 @@ class _Fit:
         if args.optimizer_state:
             self.moments = second_moments.load(args.optimizer_state, loaded.model, loaded.weights)
             self.moments = self.moments.factored() if args.moments == "factored" else self.moments
-        self.spec = fitting.make_spec(
-            loaded,
-            max_length=args.max_length,
-            moments=self.moments,
-            moments_pending=self.moments is None and args.moments != "none",
-            factored=args.moments == "factored",
-            precondition=args.preconditioner == "train",
-            **{name: getattr(args, name) for name in SPEC_DEFAULTS},
-        )
+        self.spec = _make_spec(args, loaded, self.moments, self.moments is None and args.moments != "none")
         self.sample = {"size": args.sample_size, "seed": args.sample_seed, "tasks": args.sample_tasks}
         self.moments_uri = storage.join(args.index, "second_moments.safetensors")
         self.preconditioner_uri = storage.join(args.index, "preconditioner")

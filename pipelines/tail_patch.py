@@ -21,11 +21,13 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.utils.shared import Shared
 
-from pipelines import cli, flag_types, options, runner
+from pipelines import cli, costs, flag_types, options, runner
+from pipelines.costs import add_cost_arguments
 from pipelines.progress import Progress, Reporter, say
 from pipelines.workers import OneByOne, add_worker_arguments
 from trackstar import corpus, storage
 from trackstar.corpus import Record
+from trackstar.cost.commands import estimate_tail_patch
 from trackstar.evaluation import tail_patch_run as runs
 from trackstar.evaluation.tail_patch import TailPatch, TailPatchSettings, TailPatchSource
 from trackstar.evaluation.tail_patch_plan import Plan, make_plan
@@ -69,9 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pairs that learning rates are judged on; 0 takes a stated one as it is",
     )
     options.add_field_arguments(group, TailPatchSettings, SETTINGS_DEFAULTS)
-    parser.add_argument(
-        "--dry_run", action="store_true", help="say what would be done: queries, pairs, distinct proponents, steps"
-    )
+    add_cost_arguments(parser)
 
 
 def run(args: argparse.Namespace, beam_args: list[str]) -> int:
@@ -79,11 +79,14 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     plan = make_plan(read_results(args.results), args.top_k)
     if not args.corpus:
         plan.check_texts()
-    if args.dry_run:
-        say(describe(plan, args.linear_sample))
-        return cli.EXIT_DONE
     settings = TailPatchSettings(**{name: getattr(args, name) for name in SETTINGS_DEFAULTS})
     source = TailPatchSource(args.model, args.optimizer_state, settings, args.device, args.threads_per_worker)
+    if costs.wanted(args):
+        return costs.dry_run(
+            args,
+            beam_args,
+            lambda basis: estimate_tail_patch(plan, source, args.learning_rate, args.linear_sample, basis),
+        )
     tasks = TaskRunner(source, storage.join(f"{args.output}.work"), beam_args)
     if args.corpus and plan.without_text:
         plan = look_up(plan, args.corpus, tasks)
@@ -94,19 +97,6 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     say(f"{args.output}: {plan.num_pairs:,} pairs" + (f"; those not measured are in {rejects}" if rejects else ""))
     storage.delete(tasks.work)
     return cli.EXIT_DONE
-
-
-def describe(plan: Plan, sample_size: int) -> str:
-    """What a run would do."""
-    sample = len(plan.sample(sample_size)) if sample_size else 0
-    lines = [
-        f"queries              {len(plan.results):,} ({len(plan.without_proponents):,} without proponents)",
-        f"pairs                {plan.num_pairs:,}",
-        f"distinct proponents  {len(plan.groups):,} ({len(plan.without_text):,} to be looked up in the corpus)",
-        f"steps                {len(plan.groups):,}, one a distinct proponent",
-        f"for the rate         {sample:,} pairs, two gradients each, and some learning rates tried on each",
-    ]
-    return "\n".join(lines)
 
 
 def look_up(plan: Plan, patterns: Sequence[str], tasks: "TaskRunner") -> Plan:

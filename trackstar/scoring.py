@@ -7,7 +7,8 @@ scores, ids included, whatever the blocks, files, threads and device.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -92,6 +93,40 @@ def scan_file(
 ) -> tuple[TopK, TopK | None]:
     """`scan_files` of one file."""
     return scan_files([uri], queries, settings, change, removals)
+
+
+@dataclasses.dataclass(frozen=True)
+class TimedScan:
+    """A scan's rankings, and how long its two halves took."""
+
+    proponents: TopK
+    opponents: TopK | None
+    rows_seconds: float
+    """For reading and multiplying: grows with the rows."""
+    settling_seconds: float
+    """For float64 scores of what can win: grows with queries and top_k, once each time that candidates are settled."""
+
+    @property
+    def seconds(self) -> float:
+        """For all of it."""
+        return self.rows_seconds + self.settling_seconds
+
+
+def timed_scan(
+    uris: Sequence[str],
+    queries: QuerySet,
+    settings: ScanSettings,
+    change: Change | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> TimedScan:
+    """`scan_files` with a clock in hand, for estimates of larger scans."""
+    started = clock()
+    scan = _Scan(queries, settings, change)
+    for uri in uris:
+        scan.file(uri)
+    settling = clock()
+    proponents, opponents = scan.result()
+    return TimedScan(proponents, opponents, settling - started, clock() - settling)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,192 @@
+"""How much work there is: floating-point operations and bytes, from the shapes of model, index, corpus and queries alone.
+
+FLOPs count a multiplication and an addition as two. Attention's own products (scores and values) are left out: at T tokens they
+are T·h a layer and token against 12 h² for its matrices, 3 % at T = 1,500 and h = 4,096.
+"""
+
+import dataclasses
+
+from trackstar.models import LoadedModel
+from trackstar.spec import Spec
+
+SCORE_BYTES = 8 + 4 + 8
+"""Of an entry of a top-k array: float64 score, int32 file, int64 row; its id comes on top."""
+ID_BYTES = 24
+"""Of an example id, with its offset in the array, typically."""
+SECOND_LOOKS = 1.3
+"""Pairs that are scored in float64 for each place of the ranking; about 1.3 as measured (docs/benchmarks.md)."""
+EIGEN_FLOPS = 9.0
+"""Times n³: a symmetric eigendecomposition with its vectors (reduction 4/3, the tridiagonal part and back-transformation)."""
+OPEN_FILES = 64
+"""Files after which a scan settles its candidates (`trackstar.scoring`)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodingShape:
+    """What encoding one example depends on."""
+
+    matrices: tuple[tuple[int, int], ...]
+    """(m, n) of every attributed weight: outputs, inputs."""
+    head: int
+    """Entries of the LM head."""
+    block_rows: int
+    block_columns: int
+    num_blocks: int
+    moments: str
+    """none, factored or exact."""
+    preconditioned: bool
+    bytes_per_encoding: int
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, spec: Spec) -> "EncodingShape":
+        """Of a model's attributed weights and LM head under a spec."""
+        head = loaded.model.get_output_embeddings()
+        return cls(
+            tuple((weight.outputs, weight.inputs) for weight in loaded.weights),
+            head.weight.numel() if head is not None else 0,
+            spec.block_rows,
+            spec.block_columns,
+            spec.num_blocks,
+            spec.moments,
+            spec.preconditioner != "none",
+            spec.bytes_per_encoding,
+        )
+
+    @property
+    def block_dimension(self) -> int:
+        """d_b = d₀·d₁."""
+        return self.block_rows * self.block_columns
+
+    @property
+    def dimension(self) -> int:
+        """d."""
+        return self.num_blocks * self.block_dimension
+
+    @property
+    def parameters(self) -> int:
+        """Entries of all matrices that a token is multiplied with."""
+        return sum(m * n for m, n in self.matrices) + self.head
+
+    def floor_flops(self, tokens: float) -> float:
+        """Forward pass, 2 a parameter and token, and backward pass to the inputs, 2 more: the frozen floor."""
+        return 4.0 * self.parameters * tokens
+
+    def projection_flops(self, tokens: float, examples: float) -> float:
+        """Lᵀ s and Rᵀ a of every token and the sum of their outer products; with exact moments, G, its correction and Lᵀ G R."""
+        d0, d1 = self.block_rows, self.block_columns
+        if self.moments != "exact":
+            return tokens * sum(2.0 * (m * d0 + n * d1 + d0 * d1) for m, n in self.matrices)
+        forming = tokens * sum(2.0 * m * n for m, n in self.matrices)
+        return forming + examples * sum(m * n + 2.0 * (m * n * d1 + m * d0 * d1) for m, n in self.matrices)
+
+    def precondition_flops(self, examples: float) -> float:
+        """R^(-1/2) E, block by block."""
+        return 2.0 * self.num_blocks * self.block_dimension**2 * examples if self.preconditioned else 0.0
+
+    def encode_flops(self, tokens: float, examples: float) -> float:
+        """All of a document's way to its encoding."""
+        return self.floor_flops(tokens) + self.projection_flops(tokens, examples) + self.precondition_flops(examples)
+
+    def squares_flops(self, tokens: float, examples: float) -> float:
+        """The floor and Σ G ⊙ G, as `fit` estimates second moments."""
+        attributed = self.parameters - self.head
+        return self.floor_flops(tokens) + 2.0 * attributed * tokens + 2.0 * attributed * examples
+
+    def gram_flops(self, examples: float) -> float:
+        """Σ vec(E_b) vec(E_b)ᵀ over all blocks."""
+        return 2.0 * self.num_blocks * self.block_dimension**2 * examples
+
+    @property
+    def gram_bytes(self) -> int:
+        """One file of sums of R: float64."""
+        return 8 * self.num_blocks * self.block_dimension**2
+
+    @property
+    def preconditioner_bytes(self) -> int:
+        """Eigenvectors in float64 and the inverse root in float32, of all blocks."""
+        return 12 * self.num_blocks * self.block_dimension**2 if self.preconditioned else 0
+
+    def eigen_flops(self, decompositions: int = 1, products: int = 1) -> float:
+        """Eigendecompositions and float64 products of two matrices, so many for each block."""
+        return self.num_blocks * self.block_dimension**3 * (EIGEN_FLOPS * decompositions + 2.0 * products)
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusShape:
+    """What is to be read and encoded, extrapolated from a sample where it is not known."""
+
+    items: int
+    """Work items that are still to be done."""
+    text_bytes: float
+    """Bytes as they lie on disk."""
+    examples: float
+    tokens: float
+    padded_tokens: float
+    """Tokens with the padding of their batches."""
+    items_done: int = 0
+    shards: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ScanShape:
+    """What is to be scanned, with how many queries."""
+
+    rows: float
+    files: int
+    groups: int
+    """Elements of work, each a group of files."""
+    index_bytes: float
+    queries: int
+    top_k: int
+    ends: int
+    """2 where opponents are looked for, else 1."""
+    changed: bool
+    """Whether scores are under another preconditioner than the index's."""
+
+    @property
+    def settlings(self) -> int:
+        """How often a scan scores its candidates in float64: after each group, and after 64 files of one."""
+        return self.groups * -(-self.files // max(1, self.groups * OPEN_FILES))
+
+    def product_flops(self, dimension: int) -> float:
+        """Every row with every query."""
+        return 2.0 * self.rows * self.queries * dimension
+
+    def norm_flops(self, shape: EncodingShape) -> float:
+        """‖M φ‖ of every row, where the preconditioner changes."""
+        return 2.0 * self.rows * shape.dimension * shape.block_dimension if self.changed else 0.0
+
+    def rescored_pairs(self) -> float:
+        """Pairs of query and row that are scored in float64."""
+        per_settling = min(SECOND_LOOKS * self.top_k, self.rows / max(1, self.settlings))
+        return self.settlings * self.queries * self.ends * per_settling
+
+    def weighed_flops(self, shape: EncodingShape) -> float:
+        """‖M φ‖ once more in float64, of the rows that may win in each settling."""
+        rows = min(self.rows, self.rescored_pairs())
+        return 2.0 * rows * shape.dimension * shape.block_dimension if self.changed else 0.0
+
+    def merged_entries(self) -> float:
+        """Entries of the top-k arrays that the groups hand on."""
+        return self.groups * self.queries * self.ends * min(self.top_k, self.rows / max(1, self.groups))
+
+    def shuffle_bytes(self) -> float:
+        """Bytes of these arrays: an upper bound of what is shuffled, since a runner may merge before it sends."""
+        return self.merged_entries() * (SCORE_BYTES + ID_BYTES)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepsShape:
+    """What a tail-patch run does."""
+
+    steps: int
+    """Distinct proponents, and steps for the learning rate."""
+    document_tokens: float
+    query_tokens: float
+    """Of all (step, query) pairs, before and after."""
+    tasks: int
+
+
+def parameters_of(loaded: LoadedModel) -> int:
+    """All parameters of a model."""
+    return sum(parameter.numel() for parameter in loaded.model.parameters())
