@@ -16,8 +16,9 @@ from pipelines import cli, costs, runner
 from pipelines.corpus import add_corpus_arguments, add_reject_argument, planned
 from pipelines.costs import add_cost_arguments
 from pipelines.progress import Progress, Reporter, say
+from pipelines.rewriting import rewrite_items
 from pipelines.workers import EncoderDoFn, OneByOne, add_model_arguments
-from trackstar import storage
+from trackstar import manifest, storage
 from trackstar.corpus import Shard, WorkItem
 from trackstar.cost.basis import Basis
 from trackstar.cost.commands import Estimated, estimate_build
@@ -25,7 +26,11 @@ from trackstar.encoder import EncoderSource
 from trackstar.errors import ShardError
 from trackstar.index import Index, ItemFile
 from trackstar.indexing import ItemCounts, encode_item, take_failure, write_failure
+from trackstar.manifest import Manifest
+from trackstar.removal import NOTHING, Removals
+from trackstar.removed_items import base_key, discover, load_removals, without_removed
 from trackstar.spec import Spec
+from trackstar.write_lock import WriteLock
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,22 +49,31 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     source = encoder_source(args, index)
     if costs.wanted(args):
         return costs.dry_run(args, beam_args, lambda basis: estimate(index, shards, items, source, basis))
-    encoded = encode_items(index, items, source, beam_args)
-    encoded.check_failures()
-    encoded.check_rejects(index, args.max_reject_fraction)
-    version = index.commit(encoded.files)
+    with WriteLock(index.uri, "build-index") as lock:
+        index.remove_partial_files()
+        encoded = encode_items(index, items, source, beam_args)
+        encoded.check_failures()
+        encoded.check_rejects(index, args.max_reject_fraction)
+        manifest.save(index, Manifest.of(index.spec.hash, shards, encoded.items, args.item_bytes, args.fingerprint))
+        lock.check()
+        version = index.commit(encoded.files)
     what = f"{encoded.counts.examples:,} examples in {len(encoded.files)} files"
     say(f"{args.index}: version {version}: {what}; next: trackstar score")
     return cli.EXIT_DONE
 
 
 def estimate(
-    index: Index, shards: Sequence[Shard], items: Sequence[WorkItem], source: EncoderSource, basis: Basis
+    index: Index,
+    shards: Sequence[Shard],
+    items: Sequence[WorkItem],
+    source: EncoderSource,
+    basis: Basis,
+    command: str = "build-index",
 ) -> Estimated:
     """What encoding the items that have no file yet would take."""
     present = index.existing_keys()
     missing = [item for item in items if item.key(index.spec.hash) not in present]
-    return estimate_build(index.spec, shards, missing, len(items) - len(missing), source, basis)
+    return estimate_build(index.spec, shards, missing, len(items) - len(missing), source, basis, command)
 
 
 def encoder_source(args: argparse.Namespace, index: Index) -> EncoderSource:
@@ -78,11 +92,12 @@ def encoder_source(args: argparse.Namespace, index: Index) -> EncoderSource:
 
 @dataclasses.dataclass
 class Encoded:
-    """What came of encoding a corpus."""
+    """What came of encoding a corpus; of the items, as they are without what was taken down."""
 
     files: list[ItemFile]
     counts: ItemCounts
     failures: list[str]
+    items: list[WorkItem] = dataclasses.field(default_factory=list)
 
     def check_failures(self) -> None:
         """Raises where a shard could not be read; what was encoded stays for the next run."""
@@ -118,31 +133,51 @@ class Encoded:
 
 
 def encode_items(index: Index, items: Sequence[WorkItem], source: EncoderSource, beam_args: Sequence[str]) -> Encoded:
-    """Runs the pipeline over the items that have no file yet, and gathers the files of all."""
-    keys = {item.key(index.spec.hash): item for item in items}
-    present = index.existing_keys()
-    missing = [item for key, item in keys.items() if key not in present]
-    if missing:
-        if len(missing) < len(keys):
+    """Makes the files of the items, those that there are not yet, and gathers all.
+
+    None of them holds what was taken down, up to the moment when this returns: commit soon after.
+    """
+    tried: set[str] = set()
+    while True:
+        items = without_removed(index, items)
+        rewrite_items(index, items, beam_args)
+        keys = {item.key(index.spec.hash): item for item in items}
+        missing = {key: keys[key] for key in keys.keys() - index.existing_keys() - tried}
+        if not missing:
+            return gather(index, items)
+        if len(missing) < len(keys) and not tried:
             say(f"{len(keys) - len(missing)} of {len(keys)} work items are done already")
-        total = sum(item.num_bytes for item in missing)
-        with Progress("encoding", total, len(missing), "examples", enabled=runner.is_local(beam_args)) as progress:
-            transform = EncodeItems([item.to_dict() for item in missing], source, index.uri, progress.reporter)
-            runner.run_pipeline(lambda pipeline: pipeline | "EncodeItems" >> transform, beam_args)
-    return gather(index, keys)
+        tried |= missing.keys()
+        _run(index, [item for key, item in keys.items() if key in missing], source, beam_args)
 
 
-def gather(index: Index, keys: dict[str, WorkItem]) -> Encoded:
+def _run(index: Index, items: Sequence[WorkItem], source: EncoderSource, beam_args: Sequence[str]) -> None:
+    """Runs the pipeline over the items."""
+    removals = load_removals(index)
+    removals_uri = storage.join(index.uri, "removed", "lists", f"{removals.hash}.json") if removals else None
+    if removals_uri:
+        removals.save(removals_uri)
+    total = sum(item.num_bytes for item in items)
+    with Progress("encoding", total, len(items), "examples", enabled=runner.is_local(beam_args)) as progress:
+        fields = [item.to_dict() for item in items]
+        transform = EncodeItems(fields, source, index.uri, progress.reporter, removals_uri)
+        runner.run_pipeline(lambda pipeline: pipeline | "EncodeItems" >> transform, beam_args)
+    if removals_uri:
+        storage.delete(removals_uri)
+
+
+def gather(index: Index, items: Sequence[WorkItem]) -> Encoded:
     """Files and counts of items; those that have neither file nor failure note fail, too."""
     files, failures, counts = [], [], ItemCounts()
-    for key, item in keys.items():
-        file = index.has_item(key)
+    for item in items:
+        file = index.has_item(item.key(index.spec.hash))
         if file is None:
-            failures.append(take_failure(index, key) or f"{item.shard}: no file was written for it")
+            note = take_failure(index, base_key(index, item))
+            failures.append(note or f"{item.shard}: no file was written for it")
             continue
         files.append(file)
         counts += ItemCounts.of(file.metadata)
-    return Encoded(files, counts, failures)
+    return Encoded(files, counts, failures, list(items))
 
 
 @dataclasses.dataclass
@@ -154,24 +189,38 @@ class EncodeItems(beam.PTransform):
         source: The encoder.
         index_uri: The index.
         reporter: Where progress goes.
+        removals_uri: `Removals`, or None.
+        replace: Whether files that exist are written anew.
     """
 
     items: list[dict[str, Any]]
     source: EncoderSource
     index_uri: str
     reporter: Reporter
+    removals_uri: str | None = None
+    replace: bool = False
 
     def expand(self, root: Any) -> Any:
-        encode = EncodeItem(self.source, self.index_uri, self.reporter)
+        encode = EncodeItem(self.source, self.index_uri, self.reporter, self.removals_uri, self.replace)
         return root | OneByOne(self.items) | "EncodeItem" >> beam.ParDo(encode)
 
 
 class EncodeItem(EncoderDoFn):
     """Encodes one work item into its file; a shard that cannot be read leaves a note and fails nothing else."""
 
-    def __init__(self, source: EncoderSource, index_uri: str, reporter: Reporter):
+    def __init__(
+        self,
+        source: EncoderSource,
+        index_uri: str,
+        reporter: Reporter,
+        removals_uri: str | None = None,
+        replace: bool = False,
+    ):
         super().__init__(source)
         self._index_uri = index_uri
+        self._removals_uri = removals_uri
+        self._replace = replace
+        self._removals = NOTHING
         self._reporter = reporter
         self._index: Index | None = None
         self._rows = Metrics.counter("trackstar", "num_inferences")
@@ -181,14 +230,21 @@ class EncodeItem(EncoderDoFn):
     def setup(self) -> None:
         super().setup()
         self._index = Index(self._index_uri, Spec.from_json(self._source.spec_json))
+        if self._removals_uri:
+            self._removals = Removals.read(self._removals_uri)
 
     def process(self, fields: dict[str, Any]) -> Iterator[tuple[str, int]]:
         assert self._index is not None
         item = WorkItem.from_dict(fields)
-        key = item.key(self._index.spec.hash)
+        key = base_key(self._index, item)
         try:
+            item = discover(self._index, item, self._removals)
             file, existed = encode_item(
-                self.loaded(), self._index, item, lambda work, count: self._reporter.report(key, work, count)
+                self.loaded(),
+                self._index,
+                item,
+                lambda work, count: self._reporter.report(key, work, count),
+                self._replace,
             )
         except ShardError as error:
             self._failed.inc()

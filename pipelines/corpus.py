@@ -7,12 +7,12 @@ from trackstar import corpus
 from trackstar.corpus import Shard, WorkItem
 
 
-def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
-    """--corpus, --item_bytes and --fingerprint."""
+def add_corpus_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """--corpus (perhaps not `required`), --item_bytes and --fingerprint."""
     group = parser.add_argument_group("the corpus")
     group.add_argument(
         "--corpus",
-        required=True,
+        required=required,
         nargs="+",
         metavar="GLOB",
         help="shards: JSONL, JSONL.gz, JSONL.zst, Parquet or plain text, local or gs://; quote the glob",

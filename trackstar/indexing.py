@@ -115,7 +115,11 @@ class ItemExamples:
 
 
 def encode_item(
-    encoder: Encoder, index: Index, item: WorkItem, tell: Callable[[float, int], None] = lambda work, count: None
+    encoder: Encoder,
+    index: Index,
+    item: WorkItem,
+    tell: Callable[[float, int], None] = lambda work, count: None,
+    replace: bool = False,
 ) -> tuple[ItemFile, bool]:
     """Encodes one work item into its file, unless the file exists.
 
@@ -127,6 +131,7 @@ def encode_item(
         index: Where the file goes.
         item: What to encode.
         tell: Told, now and then, how many of the item's bytes are read (about) and how many rows it has so far.
+        replace: Encode it even if the file exists, because that is damaged. It stays until the new one is complete.
 
     Returns:
         The file, and whether it was there before.
@@ -135,7 +140,7 @@ def encode_item(
         ShardError: the shard cannot be read through.
     """
     key = item.key(index.spec.hash)
-    existing = index.has_item(key)
+    existing = None if replace else index.has_item(key)
     if existing is not None:
         return existing, True
     examples = ItemExamples(encoder, item)

@@ -103,6 +103,15 @@ class Removals:
         return cls(frozenset(fields["ids"]), frozenset(fields["shards"]), fields["splits"])
 
     @functools.cached_property
+    def passages(self) -> dict[str, list[str]]:
+        """By document: those of the ids that name one of its passages."""
+        found: dict[str, list[str]] = {}
+        for name in self.ids if self.splits else ():
+            if (document := _PASSAGE.sub("", name)) != name:
+                found.setdefault(document, []).append(name)
+        return found
+
+    @functools.cached_property
     def _values(self) -> pa.Array:
         return pa.array(sorted(self.ids), pa.string())
 
@@ -161,9 +170,8 @@ class TakeDown:
         lines: list[dict[str, Any]] = [header]
         lines += [{"shard": shard} for shard in self.shards]
         lines += [{"id": example_id} for example_id in self.ids]
-        content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         uri = _uri(index_uri, self.name)
-        if not storage.create_exclusive(uri, content.encode()):
+        if not storage.create_exclusive(uri, sealed(lines)):
             raise TrackStarError(f"{uri}: another take-down has this name already; run the command again")
 
     @classmethod
@@ -173,17 +181,13 @@ class TakeDown:
         Raises:
             TrackStarError: the file is damaged. That is never passed over: a result must not show what it names.
         """
+        header, *lines = unsealed(content, where)
         try:
-            header, *lines = [json.loads(line) for line in content.splitlines()]
             ids = tuple(line["id"] for line in lines if "id" in line)
             shards = tuple(line["shard"] for line in lines if "shard" in line)
-            complete = (len(ids), len(shards)) == (header.pop("ids"), header.pop("shards"))
-            take_down = cls(name=name, ids=ids, shards=shards, **header)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return cls(**{**header, "name": name, "ids": ids, "shards": shards})
+        except (KeyError, TypeError) as error:
             raise TrackStarError(_damaged(where, str(error))) from error
-        if not complete:
-            raise TrackStarError(_damaged(where, "lines are missing"))
-        return take_down
 
 
 def take_downs(index_uri: str) -> list[TakeDown]:
@@ -221,6 +225,27 @@ def carry_over(index_uri: str, new_index_uri: str) -> int:
         if not storage.exists(target):
             storage.copy(_uri(index_uri, entry.name), target)
     return len(entries)
+
+
+def sealed(lines: Iterable[dict[str, Any]]) -> bytes:
+    """JSON lines, and last a line with their hash."""
+    content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+    return content + json.dumps({"sha256": hashlib.sha256(content).hexdigest()}).encode() + b"\n"
+
+
+def unsealed(content: bytes, where: str) -> list[dict[str, Any]]:
+    """The lines that `sealed` was given; at least one.
+
+    Raises:
+        TrackStarError: they are not as they were written.
+    """
+    *lines, last = content.splitlines(keepends=True) or [b""]
+    try:
+        if json.loads(last)["sha256"] != hashlib.sha256(b"".join(lines)).hexdigest():
+            raise ValueError("not the bytes that were written")
+        return [json.loads(line) for line in lines]
+    except (ValueError, KeyError, TypeError) as error:
+        raise TrackStarError(_damaged(where, str(error))) from error
 
 
 def read_ids(uri: str) -> list[str]:
@@ -272,8 +297,8 @@ def _uri(index_uri: str, name: str) -> str:
 
 def _damaged(where: str, why: str) -> str:
     return (
-        f"{where}: this take-down is damaged ({why}); restore the file from a backup, or write what it named into "
-        "another with `trackstar remove` and then delete it"
+        f"{where}: this record of a take-down is damaged ({why}); restore the file from a backup, or take down what it named "
+        "once more with `trackstar remove` and then delete it"
     )
 
 

@@ -11,7 +11,6 @@ through the files that no snapshot names yet; and what a take-down that broke of
 
 import concurrent.futures
 import dataclasses
-import json
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -78,22 +77,24 @@ def find_hits(index: Index, keys: Iterable[str], removals: Removals, tell: Tell 
 
 
 def take_down(
-    index: Index, removals: Removals, hits: Sequence[Hit], looked_through: set[str], reason: str, rows: int
+    index: Index, removals: Removals, hits: Sequence[Hit] | None, looked_through: set[str], reason: str, rows: int
 ) -> TakeDown:
     """Publishes a take-down, and then what it hits.
 
     Args:
         index: The index.
         removals: What is to be taken down.
-        hits: What `find_hits` found.
+        hits: What `find_hits` found; None where it could not look through all: the next run that encodes then does.
         looked_through: Keys of the files in which it looked; what has come since is looked through after publishing.
         reason: For the audit log.
         rows: Rows of the last snapshot that it takes down.
     """
     version = max(index.versions(), default=None)
-    found = {name for hit in hits for name in hit.ids}
+    found = {name for hit in hits or () for name in hit.ids}
     entry = TakeDown.new(removals.ids, removals.shards, reason, version, rows, len(removals.ids - found))
     entry.publish(index.uri)
+    if hits is None:
+        return entry
     later = find_hits(index, index.existing_keys() - looked_through, removals)
     _write_hits(index, entry.name, [*hits, *later])
     return entry
@@ -136,19 +137,14 @@ def discover(index: Index, item: WorkItem, removals: Removals) -> WorkItem:
     """
     if not removals.ids:
         return item
-    passages: dict[str, Sequence[str]] = {}
-    if removals.splits:
-        for name in removals.ids:
-            document, mark, _ = name.rpartition("#")
-            if mark:
-                passages[document] = [*passages.get(document, ()), name]
     found = set(item.removed)
     for record in read(item):
         if isinstance(record, Reject):
-            matched, of_passages = removals.matched(record.name), ()
+            matched = removals.matched(record.name)
         else:
-            matched, of_passages = removals.matched(record.example_id), passages.get(record.example_id, ())
-        found.update(of_passages if matched is None else [matched])
+            matched = removals.matched(record.example_id)
+            found.update(removals.passages.get(record.example_id, ()) if matched is None else ())
+        found.update(() if matched is None else [matched])
     item = _with(item, found)
     remember(index, item)
     return item
@@ -159,7 +155,7 @@ def remember(index: Index, item: WorkItem) -> None:
     if item.removed:
         fields = {"item": base_key(index, item), "ids": list(item.removed)}
         uri = storage.join(index.uri, _ITEMS, item.key(index.spec.hash) + ".json")
-        storage.write_bytes(uri, (json.dumps(fields) + "\n").encode())
+        storage.write_bytes(uri, removal.sealed([fields]))
 
 
 def written_without(index: Index) -> dict[str, tuple[str, tuple[str, ...]]]:
@@ -169,7 +165,7 @@ def written_without(index: Index) -> dict[str, tuple[str, tuple[str, ...]]]:
         contents = list(pool.map(lambda info: storage.read_bytes(info.uri), infos))
     found = {}
     for info, content in zip(infos, contents, strict=True):
-        fields = _parsed(info.uri, content)
+        [fields] = removal.unsealed(content, info.uri)
         found[info.uri.rsplit("/", 1)[-1].removesuffix(".json")] = (fields["item"], tuple(fields["ids"]))
     return found
 
@@ -178,8 +174,7 @@ def all_hits(index: Index) -> list[Hit]:
     """All files that were ever found to hold what was taken down; some are gone since."""
     found = []
     for info in storage.list(storage.join(index.uri, _HITS)):
-        for line in storage.read_bytes(info.uri).splitlines():
-            fields = _parsed(info.uri, line)
+        for fields in removal.unsealed(storage.read_bytes(info.uri), info.uri):
             found.append(Hit(fields["file"], tuple(fields["ids"]), fields["rows"]))
     return found
 
@@ -284,18 +279,8 @@ def _with(item: WorkItem, ids: Iterable[str]) -> WorkItem:
 
 
 def _write_hits(index: Index, name: str, hits: Sequence[Hit]) -> None:
-    content = "".join(json.dumps(dataclasses.asdict(hit), ensure_ascii=False) + "\n" for hit in hits)
-    storage.write_bytes(storage.join(index.uri, _HITS, name + ".jsonl"), content.encode())
-
-
-def _parsed(where: str, content: bytes) -> dict:
-    try:
-        fields = json.loads(content)
-        if not isinstance(fields, dict) or "ids" not in fields:
-            raise ValueError("not a list of ids")
-    except ValueError as error:
-        raise TrackStarError(f"{where}: damaged ({error}); delete it and run the command again") from error
-    return fields
+    uri = storage.join(index.uri, _HITS, name + ".jsonl")
+    storage.write_bytes(uri, removal.sealed([dataclasses.asdict(hit) for hit in hits]))
 
 
 def _splits(index: Index) -> bool:
