@@ -165,9 +165,9 @@ def _encode(
             index.remove_partial_files()
             encoded = encode_items(index, plan.to_encode, source, beam_args)
             encoded.check_failures()
-            encoded.check_rejects(index, max_reject_fraction)
         newer = reindexing.replan(index, plan)
         if newer is plan:
+            encoded.check_rejects(index, max_reject_fraction)
             return encoded, plan
         plan = newer
 
@@ -235,7 +235,7 @@ def _describe(args: argparse.Namespace, beam_args: list[str], index: Index, plan
         return cli.EXIT_DONE
     source = encoder_source(args, index)
     return costs.dry_run(
-        args, beam_args, lambda basis: estimate(index, difference.to_encode, to_encode, source, basis)
+        args, beam_args, lambda basis: estimate(index, difference.to_encode, to_encode, source, basis, "reindex")
     )
 
 

@@ -22,6 +22,7 @@ from trackstar.preconditioner import load_blocks
 _FILES = 12
 _OLD_GROUPS = 3
 _FEWEST = 32
+_MOST = 4096  # the products of all pairs are held in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ def measure(index: Index, fresh: Sequence[DataFile], old: Sequence[DataFile], do
         index: The index.
         fresh: Files of new documents.
         old: Files of old ones.
-        documents: New documents in the sample at most.
+        documents: New documents in the sample at most; never more than 4,096.
 
     Returns:
         The distances, or why there are none.
@@ -79,7 +80,9 @@ def measure(index: Index, fresh: Sequence[DataFile], old: Sequence[DataFile], do
         return "the index has no preconditioner"
     if index.spec.normalisation != "vector":
         return "encodings are normalised block by block, and their blocks' norms are not stored"
-    count = min(documents, sum(file.num_rows for file in fresh), sum(file.num_rows for file in old) // _OLD_GROUPS)
+    count = min(
+        documents, _MOST, sum(file.num_rows for file in fresh), sum(file.num_rows for file in old) // _OLD_GROUPS
+    )
     if count < _FEWEST:
         return f"too few documents: {_FEWEST} new and {_OLD_GROUPS * _FEWEST} old ones are the least"
     spec = index.spec

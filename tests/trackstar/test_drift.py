@@ -1,0 +1,116 @@
+"""Drift against its definition: the distance of a second moment from R̃, without the bias of small samples."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.indexes import make_encodings, make_spec, write_file
+from trackstar import drift
+from trackstar.index import Index
+from trackstar.preconditioner import Preconditioner
+
+D = 12
+
+
+def make(folder: Path, **fields: object) -> tuple[Index, Preconditioner]:
+    """An index with a preconditioner of two blocks of 3×4, fitted on 4,000 Gaussian examples."""
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.logspace(0, -1, D)
+    rows = torch.randn(4000, 2, D, generator=generator) * scales
+    preconditioner = Preconditioner.of([(rows[:, b].T @ rows[:, b]).double() / 4000 for b in range(2)], 0.1, 4000)
+    spec = make_spec(
+        block_rows=3, block_columns=4, preconditioner=preconditioner.fingerprint, storage="float32", **fields
+    )
+    index = Index.create(str(folder), spec)
+    preconditioner.save(str(folder / "preconditioner"))
+    return index, preconditioner
+
+
+def gradients(count: int, seed: int, scales: torch.Tensor | None = None) -> torch.Tensor:
+    """E, [count, 2, D]: like those of the fit, or with other scales in the second block."""
+    generator = torch.Generator().manual_seed(seed)
+    found = torch.randn(count, 2, D, generator=generator) * torch.logspace(0, -1, D)
+    if scales is not None:
+        found[:, 1] = torch.randn(count, D, generator=generator) * scales
+    return found
+
+
+def add(index: Index, preconditioner: Preconditioner, number: int, rows: torch.Tensor) -> None:
+    """One file of examples with these gradients; commits it beside the others."""
+    under = torch.stack([rows[:, b] @ preconditioner.inverse_root[b] for b in range(2)], dim=1).flatten(1)
+    norms = under.norm(dim=1)
+    write_file(index, number, [make_encodings(under / norms[:, None], grad_norm=norms.numpy(), start=1000 * number)])
+    index.commit([item for key in sorted(index.existing_keys()) if (item := index.has_item(key)) is not None])
+
+
+def measure(index: Index, fresh: set[int], documents: int = 10_000) -> drift.Drift:
+    files = index.snapshot().files
+    new = [file for file in files if int(file.key, 16) in fresh]
+    found = drift.measure(index, new, [file for file in files if file not in new], documents)
+    assert isinstance(found, drift.Drift)
+    return found
+
+
+def test_the_estimate_is_the_distance(tmp_path: Path) -> None:
+    """With many documents: ‖mean x xᵀ − R̃‖ / ‖R̃‖, computed plainly."""
+    index, preconditioner = make(tmp_path)
+    shifted = gradients(2000, 1, torch.linspace(0.1, 2, D))
+    for number, rows in enumerate([gradients(6000, 2), shifted]):
+        add(index, preconditioner, number, rows)
+    found = measure(index, {1})
+    assert found.documents == 2000
+    for block in range(2):
+        root = preconditioner.power(block, -0.5)
+        expected = root @ preconditioner.matrices()[block] @ root
+        x = shifted[:, block].double() @ root
+        distance = (x.T @ x / len(x) - expected).norm() / expected.norm()
+        # The estimate has no bias of the sample's size, the plain distance has one of √(D/N).
+        assert found.fresh_blocks[block] == pytest.approx(float(distance), abs=0.1)
+    assert found.fresh_blocks[1] > 1
+    assert found.fresh_blocks[0] < 0.15
+    assert max(found.old) < 0.15
+    assert found.ratio > 5
+
+
+@pytest.mark.parametrize("count", [40, 200])
+def test_small_samples_of_the_same_kind_are_no_further_than_old_ones(tmp_path: Path, count: int) -> None:
+    """A plain distance would be √(D/N) off: 0.55 with 40 documents. Over many nights the estimate's square is about zero."""
+    index, preconditioner = make(tmp_path)
+    add(index, preconditioner, 0, gradients(3 * count, 3))
+    squares = []
+    for night in range(1, 13):
+        add(index, preconditioner, night, gradients(count, 10 + night))
+        found = measure(index, {night}, count)
+        assert found.documents == count
+        squares.append(found.fresh**2)
+    assert np.sqrt(np.mean(squares)) < 0.5 * np.sqrt(D / count)
+
+
+def test_the_advice(tmp_path: Path) -> None:
+    index, preconditioner = make(tmp_path)
+    add(index, preconditioner, 0, gradients(600, 1))
+    add(index, preconditioner, 1, gradients(100, 2, torch.linspace(0.1, 3, D)))
+    found = measure(index, {1}, 64)
+    assert found.documents == 64
+    assert found == measure(index, {1}, 64)
+    text = found.describe(1.5)
+    assert "the R of 64 new documents is" in text
+    assert "most in block 1" in text
+    assert "`trackstar fit --index NEW …`" in text
+    assert "trackstar fit" not in found.describe(1e9)
+
+
+def test_where_there_is_nothing_to_compare(tmp_path: Path) -> None:
+    index, preconditioner = make(tmp_path / "a")
+    add(index, preconditioner, 0, gradients(20, 1))
+    add(index, preconditioner, 1, gradients(500, 1))
+    files = index.snapshot().files
+    assert "too few" in str(drift.measure(index, files[:1], files[1:], 256))
+    assert "too few" in str(drift.measure(index, files[1:], files[:1], 256))
+    assert "too few" in str(drift.measure(index, files, [], 256))
+    blocks, _ = make(tmp_path / "b", normalisation="block")
+    assert "block by block" in str(drift.measure(blocks, files[1:], files[1:], 256))
+    plain = Index.create(str(tmp_path / "c"), make_spec())
+    assert "no preconditioner" in str(drift.measure(plain, files, files, 256))
