@@ -18,7 +18,7 @@ from pipelines.corpus import add_corpus_arguments, add_reject_argument
 from pipelines.costs import add_cost_arguments
 from pipelines.progress import say
 from pipelines.workers import add_model_arguments
-from trackstar import drift, manifest, reindexing
+from trackstar import drift, manifest, reindexing, removal
 from trackstar.encoder import EncoderSource
 from trackstar.errors import TrackStarError
 from trackstar.estimate import human_bytes
@@ -195,9 +195,11 @@ def _switch(args: argparse.Namespace, beam_args: list[str], old: Index) -> int:
     if costs.wanted(args):
         return _describe(args, beam_args, new, _plan_anew(args, new, old))
     with WriteLock(old.uri, "reindex --new_index"), WriteLock(new.uri, "reindex") as lock:
+        removal.carry_over(old.uri, new.uri)
         plan = _plan_anew(args, new, old)
         changes = reindex(new, plan, encoder_source(args, new), beam_args, lock, args.max_reject_fraction)
         new.supersede(old)
+        removal.carry_over(old.uri, new.uri)  # what was taken down while it was built hides there at once, too
         say(f"{old.uri}: whoever opens it from now on is led to {new.uri}; what it holds stays until you delete it")
         after_commit(args, beam_args, new, changes)
     return cli.EXIT_DONE
