@@ -165,7 +165,7 @@ class _Fit:
         """Whether an index with these settings is there; an index with others is an error."""
         if not storage.exists(storage.join(self.args.index, "spec.json")):
             return False
-        stored = Index.open(self.args.index).spec
+        stored = Index.open(self.args.index, follow=False).spec
         lines = fitting.differences(stored, self.spec)
         fit_uri = storage.join(self.args.index, "fit.json")
         sample = json.loads(storage.read_bytes(fit_uri)) if storage.exists(fit_uri) else self.sample

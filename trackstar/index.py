@@ -108,6 +108,8 @@ class Index:
                     f"{uri}: an index with other settings is there already; give another --index, or delete it:\n  {lines}"
                 )
             return index
+        if storage.exists(storage.join(uri, SUPERSEDED)):
+            raise TrackStarError(f"{uri}: another index took this one's place ({SUPERSEDED}): give another --index")
         storage.makedirs(storage.join(uri, "encodings"))
         storage.makedirs(storage.join(uri, "rejects"))
         index = cls(uri, spec)

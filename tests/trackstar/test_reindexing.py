@@ -202,6 +202,10 @@ def test_a_superseded_index_leads_to_the_new_one(tmp_path: Path, folder: Path) -
         new.supersede(old)
     assert [Index.open(index.uri).spec.projection_seed for index in indexes] == [2, 2, 2]
     assert [Index.open(index.uri, follow=False).spec.projection_seed for index in indexes] == [0, 1, 2]
+    (Path(indexes[0].uri) / "spec.json").unlink()  # of the old one, nothing but the note need stay
+    assert Index.open(indexes[0].uri).spec.projection_seed == 2
+    with pytest.raises(TrackStarError, match="took this one's place"):
+        Index.create(indexes[0].uri, make_spec())
     (Path(indexes[2].uri) / "superseded_by.json").write_text(json.dumps({"index": indexes[0].uri}))
     with pytest.raises(TrackStarError, match="leads in a circle"):
         Index.open(indexes[1].uri)
