@@ -3,6 +3,8 @@
 # make check   lint, formatting and types only
 # make bench   speed: every benchmark writes JSON and a table into benchmarks/results/
 # make bench-facts   fact tracing: every row of the ablation, tail-patch, retraining (90 minutes; ARGS=--small: five)
+# make deploy-plan   what `make deploy` would do on Google Cloud and what it lacks; renders templates and launch bodies
+# make deploy        does it (docs/operations.md)
 # make clean   drops caches and what the demo and the benchmarks wrote (`rm -rf .venv` drops the environment)
 #
 # PYTHON=…  the interpreter to make the environment with (3.11 or 3.12)
@@ -12,7 +14,7 @@
 # ARGS=…    more words for pytest or `trackstar demo`
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-facts clean
+.PHONY: help demo test check bench bench-facts deploy-plan deploy clean
 .DELETE_ON_ERROR:
 
 SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
@@ -23,7 +25,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 JOBS ?= $(shell awk '/^MemAvailable/ { n = $$2 > 6 * 1024 * 1024 ? 2 : 0 } END { print n + 0 }' /proc/meminfo 2>/dev/null || echo 0)
-CODE := trackstar pipelines tests benchmarks
+CODE := trackstar pipelines tests benchmarks deploy
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
@@ -46,8 +48,14 @@ bench: $(VENV)/installed-bench
 bench-facts: $(VENV)/installed
 	$(BIN)/python -m benchmarks.fact_tracing $(ARGS)
 
+deploy-plan: $(VENV)/installed
+	@$(BIN)/python -m deploy.plan $(ARGS)
+
+deploy: $(VENV)/installed
+	@$(BIN)/python -m deploy.plan --apply $(ARGS)
+
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo_output benchmarks/work
+	rm -rf build deploy/build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo_output benchmarks/work
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch comes first and by itself: named without "+cpu", pip would take the CUDA build and several GB with it.

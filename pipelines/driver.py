@@ -134,6 +134,7 @@ class Launch:
             "--max_num_workers=1",
             "--autoscaling_algorithm=NONE",
             "--number_of_worker_harness_threads=1",
+            "--experiments=no_use_multiple_sdk_containers",
         ]
         if options.value_of(beam_args, "job_name") is None:
             where = [*where, f"--job_name={job}"]

@@ -94,15 +94,20 @@ def from_parameters(parser: argparse.ArgumentParser, words: Sequence[str]) -> li
     """The words of a command line for a template's parameters, which all come as --name=value.
 
     A switch takes true or false (`--dry_run=true`), a flag of several values has them in one word, blanks between
-    (`--corpus=gs://a/*.gz gs://b/*.gz`), and an empty value is a field that was left empty in a form.
+    (`--corpus=gs://a/*.gz gs://b/*.gz`), a word without a flag goes by its name (`--action=update`), and an empty value is a
+    field that was left empty in a form.
 
     Raises:
         UsageError: an unknown flag, with the nearest known one; a switch that is neither true nor false.
     """
     own_flags = _flags(parser)
+    positional = {f"--{action.dest}" for action in parser._actions if not action.option_strings}
     found: list[str] = []
     for word in words:
         name, equals, value = word.partition("=")
+        if name in positional:
+            found.append(value)
+            continue
         known = own_flags.get(_normal(name)) or _flags(_beam_parser()).get(_normal(name))
         if known is None:
             raise UsageError(_unknown_flag(name, own_flags))
