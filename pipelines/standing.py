@@ -242,7 +242,7 @@ def bring_up_to_date(index: Index, standing: StandingSet, scanning: Scanning, re
     after, work = update(_begin(standing, rescan), contents, standing.settings.top_k, scan)
     lines = [f"{_from_to(standing, before, contents)} scanned {_describe(work, contents)}"]
     if before.version >= 0:
-        changes = standing_report.compare(before, after, standing.queries(), standing.settings.top_k)
+        changes = standing_report.compare(before, after, contents, standing.queries(), standing.settings.top_k)
         report = standing.changes_uri(after)
         standing_report.write(report, changes, after.version, before.version)
         lines += [*standing_report.summary(changes, standing.settings.num_queries), f"  all of it: {report}"]

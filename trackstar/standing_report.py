@@ -9,6 +9,7 @@ from typing import Any
 from trackstar import storage
 from trackstar.results import Query
 from trackstar.standing_state import State
+from trackstar.standing_update import Contents
 
 _SHOWN = 3  # of the strongest new proponents, in the summary
 
@@ -22,14 +23,14 @@ class Proponent:
         proponent_id: Its identifier.
         score: Its score.
         shard: URI of its shard.
-        key: Its item file.
+        is_there: Whether its row is in the index now.
     """
 
     rank: int
     proponent_id: str
     score: float
     shard: str
-    key: str
+    is_there: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Change:
     Args:
         query: The query.
         new: Proponents that were none before.
-        gone: Those that are none any more, with their rank and score then, and whether they were outranked or their file
-            is no longer in the index.
+        gone: Those that are none any more, with their rank and score then, and whether they were outranked or left the index
+            (their shard was changed or dropped, or they were taken down).
         rescored: Those that are proponents still and were encoded from another text since, with their score before.
     """
 
@@ -63,14 +64,21 @@ class Change:
         }
 
 
-def compare(before: State, after: State, queries: Sequence[Query], top_k: int) -> list[Change]:
+def compare(before: State, after: State, contents: Contents, queries: Sequence[Query], top_k: int) -> list[Change]:
     """What changed from one state to the other, query by query; queries whose proponents are the same are left out.
 
-    A proponent is the same if its identifier, its shard and its score are. So an example stays itself when its shard's file is
-    encoded again; with the same identifier and another score, its text is another.
+    A proponent is the same if its identifier and its shard are. So an example stays itself when its shard's file is encoded
+    again; with another score, its text is another.
+
+    Args:
+        before: A state.
+        after: A later one.
+        contents: What `after` is of.
+        queries: The queries.
+        top_k: Proponents of each that count.
     """
     changes = []
-    rankings = zip(queries, _rankings(before, top_k), _rankings(after, top_k), strict=True)
+    rankings = zip(queries, _rankings(before, top_k, contents), _rankings(after, top_k, contents), strict=True)
     for query, old, new in rankings:
         unmatched = collections.defaultdict(list)
         for proponent in old:
@@ -86,7 +94,7 @@ def compare(before: State, after: State, queries: Sequence[Query], top_k: int) -
             if match.score != proponent.score:
                 rescored.append((proponent, match.score))
         left = sorted((one for rest in unmatched.values() for one in rest), key=lambda one: one.rank)
-        gone = [(one, "outranked" if one.key in after.files else "no longer in the index") for one in left]
+        gone = [(one, "outranked" if one.is_there else "no longer in the index") for one in left]
         if fresh or gone or rescored:
             changes.append(Change(query, fresh, gone, rescored))
     return changes
@@ -117,13 +125,14 @@ def summary(changes: Sequence[Change], num_queries: int) -> list[str]:
     return lines
 
 
-def _rankings(state: State, top_k: int) -> Iterator[list[Proponent]]:
+def _rankings(state: State, top_k: int, contents: Contents) -> Iterator[list[Proponent]]:
     top = state.tops(top_k)[0]
+    is_there = contents.rows(top).tolist()
     ids, scores, files = top.example_ids.to_pylist(), top.scores.tolist(), top.files.tolist()
     for query in range(top.num_queries):
         span = top.entries(query)
         yield [
-            Proponent(i - span.start + 1, ids[i], scores[i], state.shards[top.uris[files[i]]], top.uris[files[i]])
+            Proponent(i - span.start + 1, ids[i], scores[i], state.shards[top.uris[files[i]]], is_there[i])
             for i in range(span.start, span.stop)
         ]
 
@@ -134,7 +143,7 @@ def _identity(proponent: Proponent) -> tuple[str, str]:
 
 def _fields(proponent: Proponent) -> dict[str, Any]:
     fields = dataclasses.asdict(proponent)
-    del fields["key"]
+    del fields["is_there"]
     return fields
 
 

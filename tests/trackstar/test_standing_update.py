@@ -43,12 +43,13 @@ class Scanner:
         assert files
         self.calls.append(([file.key for file in files], None if numbers is None else list(numbers)))
         queries = self.queries if numbers is None else self.queries.choose(numbers)
-        return scan_files([file.uri for file in files], queries, self.how, self.change)
+        return scan_files([file.uri for file in files], queries, self.how, self.change, self.removals)
 
     def everything(self, contents: Contents, top_k: int) -> list[Listed]:
         """By a scan of all files, and nothing else."""
         how = dataclasses.replace(self.how, top_k=top_k)
-        tops = scan_files([file.uri for file in contents.snapshot.files], self.queries, how, self.change)
+        uris = [file.uri for file in contents.snapshot.files]
+        tops = scan_files(uris, self.queries, how, self.change, contents.removals)
         return [listed(top) for top in tops if top is not None]
 
 
@@ -64,12 +65,18 @@ def check(state: State, scanner: Scanner, contents: Contents, top_k: int) -> Non
     assert contents.holds(state)
 
 
+TAKE_DOWNS = st.tuples(
+    st.frozensets(st.sampled_from([f"e{i}" for i in range(12)]), max_size=1),
+    st.frozensets(st.sampled_from([f"shard{i}" for i in range(8)]), max_size=1),
+)
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_sequence_of_changes_equals_a_full_scan(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """Few different rows, so that scores tie; ids that occur in several files; files that come, go, come back, are rewritten."""
+    """Few different rows, so that scores tie; ids in several files; files that come, go and are rewritten; take-downs."""
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6), label="seed"))
     top_k = data.draw(st.integers(1, 4), label="k")
     spare = data.draw(st.integers(0, 5), label="spare")
@@ -101,10 +108,21 @@ def test_any_sequence_of_changes_equals_a_full_scan(
         ):  # the same rows in a file of another name, as after a re-index that changed nothing in them
             pool.append(write_file(index, 2 * number + copy, [encodings], shard=f"shard{number}"))
     state = State.empty(num_queries, top_k + spare, opponents)
+    taken_down: frozenset[str] = frozenset()
+    present = data.draw(st.sets(st.integers(0, len(pool) - 1)), label="files")
     for version in range(data.draw(st.integers(1, 7), label="updates")):
-        present = data.draw(st.sets(st.integers(0, len(pool) - 1)), label="files")
-        contents = Contents(Snapshot(version, data_files([pool[i] for i in present])))
+        present ^= data.draw(st.sets(st.integers(0, len(pool) - 1), min_size=1, max_size=3), label="files changed")
+        ids, shards = data.draw(TAKE_DOWNS, label="taken down")
+        if data.draw(st.integers(0, 5), label="undone") == 0:  # by deleting files of the log
+            taken_down = frozenset()
+        taken_down |= ids | shards
+        removals = Removals(
+            frozenset(name for name in taken_down if name[0] == "e"),
+            frozenset(name for name in taken_down if name[0] == "s"),
+        )
+        contents = Contents(Snapshot(version, data_files([pool[i] for i in present])), removals, taken_down)
         scanner.calls.clear()
+        scanner.removals = removals
         expected = plan(state, contents, top_k)
         state, work = update(state, contents, top_k, scanner)
         check(state, scanner, contents, top_k)
@@ -164,6 +182,20 @@ def test_rewritten_files_fill_the_gaps_that_they_leave(apart: tuple[Index, list[
     state, work = update(state, contents, 4, scanner)
     assert (len(work.added), work.again, work.num_files) == (6, [], 6)
     check(state, scanner, contents, 4)
+
+
+def test_rows_that_tie_with_the_horizon(tmp_path: Path) -> None:
+    """Whoever comes in with the horizon's score and a later name is behind rows that the state does not know."""
+    index = Index.create(str(tmp_path / "index"), make_spec())
+    row = unit_vectors(1, 32)
+    items = [write_file(index, i, [make_encodings(row, [name])]) for i, name in enumerate("abcde")]
+    scanner = Scanner(QuerySet.of(row), ScanSettings(2))
+    state, _ = update(State.empty(1, 2, False), contents_of(items[:4]), 1, scanner)
+    for files, again in ((items[1:], []), (items[2:], [0])):
+        contents = contents_of(files, state.version + 1)
+        state, work = update(state, contents, 1, scanner)
+        check(state, scanner, contents, 1)
+        assert work.again == again
 
 
 def test_an_index_that_is_emptied_and_filled_again(apart: tuple[Index, list[ItemFile], Scanner]) -> None:
