@@ -9,12 +9,13 @@ The product runs in the stored type. What that costs in accuracy is bounded, not
 """
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
 import torch
 
-from trackstar.row_weights import WeightBounds
+from trackstar.row_weights import WeightedRows
 
 _SLICE = 8192
 _U32 = 2.0**-24
@@ -43,7 +44,6 @@ class QueryProduct:
 
     Args:
         vectors: [Q, d] float32, folded already if the preconditioner changes.
-        parts: Column ranges with weights of their own; a single one unless blocks are normalised.
         dtype: Storage type of the rows.
         device: Where to multiply.
         scale: [Q] float64, not negative, what the weighted scores of each query are multiplied with; None for 1.
@@ -52,7 +52,6 @@ class QueryProduct:
     def __init__(
         self,
         vectors: torch.Tensor,
-        parts: list[slice],
         dtype: torch.dtype,
         device: torch.device,
         scale: np.ndarray | None = None,
@@ -64,7 +63,11 @@ class QueryProduct:
         self._buffers: tuple[torch.Tensor, ...] = (torch.empty(0, 0),)
         self._rounded = vectors.to(dtype).to(device)
         self._scale = None if scale is None else torch.from_numpy(scale).float().to(device)[:, None]
-        self._parts = [_Part(vectors, self._rounded, columns, device) for columns in parts]
+        edges = [*range(0, vectors.shape[1], _SLICE), vectors.shape[1]]
+        self._slices = [slice(start, end) for start, end in itertools.pairwise(edges)]
+        size = _norms(vectors)
+        self._size = size.float().to(device)[:, None]
+        self._error = self._error_of(vectors, size).to(device)
         self._count = len(vectors)
         if self._rounds and self._count == 1:
             # A product with one row takes another path in oneDNN, which is a fifth slower than that with two.
@@ -72,29 +75,36 @@ class QueryProduct:
 
     def __call__(self, rows: torch.Tensor, norm: float) -> Bounded:
         """Products with `rows` [rows, d] on the device, whose norms are at most `norm`."""
-        [part] = self._parts
-        centre, rounding = self._product(rows, part)
-        return Bounded(centre, None, (part.error * norm).float() + rounding)
+        centre, rounding = self._product(rows)
+        return Bounded(centre, None, (self._error * norm).float() + rounding)
 
-    def weighted(self, rows: torch.Tensor, weights: list[WeightBounds]) -> Bounded:
-        """Products with `rows`, part by part multiplied with weights that lie between bounds."""
-        low = torch.zeros(self._count, len(rows), device=self.device)
-        high = torch.zeros_like(low)
-        for part, weight in zip(self._parts, weights, strict=True):
-            centre, rounding = self._product(rows, part)
-            margin = part.error.float()[:, None] * weight.norm * (1 + 1e-6) + rounding[:, None]
-            above, below = centre + margin, centre - margin
-            # A weight of unknown size times a product that may be zero: no bound, rather than a NaN.
-            heavy, light = weight.high.clamp(max=_HUGE), weight.low
-            high += above * torch.where(above >= 0, heavy, light)
-            low += below * torch.where(below >= 0, light, heavy)
+    def weighted(self, weighted: WeightedRows) -> Bounded:
+        """Products with rows that have weights."""
+        centre, rounding = self._product(weighted.rows)
+        margin = self._error.float()[:, None] * weighted.norm + self._size * weighted.missing
+        margin = margin * (1 + 1e-6) + rounding[:, None]
+        above, below = centre + margin, centre - margin
+        # A weight of unknown size times a product that may be zero: no bound, rather than a NaN.
+        heavy, light = weighted.high.clamp(max=_HUGE), weighted.low
+        high, low = above * torch.where(above >= 0, heavy, light), below * torch.where(below >= 0, light, heavy)
         if self._scale is not None:
             low, high = low * self._scale, high * self._scale
         centre = (high + low) / 2
         radius = (high - low) / 2 * (1 + 1e-5) + centre.abs() * 1e-5
         return Bounded(centre, radius, torch.zeros(self._count, device=self.device))
 
-    def _product(self, rows: torch.Tensor, part: "_Part") -> tuple[torch.Tensor, torch.Tensor]:
+    def _error_of(self, vectors: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+        """How far a product with a row of norm 1 is off at most, without the rounding of its output: [Q] float64."""
+        nearest = self._rounded.to("cpu", torch.float32)
+        terms = min(_SLICE, vectors.shape[1]) + len(self._slices) + 2
+        gamma = terms * _U32 / (1 - terms * _U32) * (1.0 if self.device.type == "cpu" else _TENSOR_CORES)
+        # Their difference is a float32 number too.
+        error = _norms(vectors - nearest) + gamma * _norms(nearest)
+        # Numbers below 2⁻¹²⁶ may be taken for zero; and float32 compares what float64 computed.
+        floor = math.sqrt(vectors.shape[1]) * 2.0**-126
+        return (error + floor * (1 + size)) * (1 + 1e-5) + size * 2e-7
+
+    def _product(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores [Q, rows] float32, valid until the next call, and by how much rounded output is off at most, [Q]."""
         rounding = torch.zeros(len(self._rounded), device=self.device)
         if self._buffers[0].shape[1] != len(rows):
@@ -103,7 +113,7 @@ class QueryProduct:
                 torch.empty(shape, dtype=t, device=self.device) for t in (torch.float32, self._output)
             )
         centre, partial = self._buffers
-        for number, columns in enumerate(part.slices):
+        for number, columns in enumerate(self._slices):
             out = centre if number == 0 and self._output == torch.float32 else partial
             block = rows[:, columns].T  # [Q, n] @ [n, rows]
             if self.dtype == torch.bfloat16 and not self._rounds:
@@ -117,25 +127,6 @@ class QueryProduct:
             if self._rounds:
                 rounding += out.abs_().amax(dim=1).float()
         return centre[: self._count], rounding[: self._count] * (_BF16_OUTPUT * (1 + 1e-5))
-
-
-class _Part:
-    """One part's column slices, and its error for a row of norm 1: [Q] float64."""
-
-    def __init__(self, vectors: torch.Tensor, rounded: torch.Tensor, columns: slice, device: torch.device):
-        self.slices = [
-            slice(start, min(start + _SLICE, columns.stop)) for start in range(columns.start, columns.stop, _SLICE)
-        ]
-        exact = vectors[:, columns]
-        nearest = rounded[:, columns].to("cpu", torch.float32)
-        terms = min(_SLICE, columns.stop - columns.start) + len(self.slices) + 2
-        gamma = terms * _U32 / (1 - terms * _U32) * (1.0 if device.type == "cpu" else _TENSOR_CORES)
-        # Their difference is a float32 number too.
-        error = _norms(exact - nearest) + gamma * _norms(nearest)
-        # Numbers below 2⁻¹²⁶ may be taken for zero; and float32 compares what float64 computed.
-        floor = math.sqrt(columns.stop - columns.start) * 2.0**-126
-        size = _norms(exact)
-        self.error = ((error + floor * (1 + size)) * (1 + 1e-5) + size * 2e-7).to(device)
 
 
 def _norms(vectors: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ score(z, q) = Σ_p w_p(z) · (φ_p(z) · q_p), where a part p is a range of colu
 - the same, normalised block by block: one part a block, w_b = 1 / (‖M_b φ_b(z)‖ · √(blocks that are not zero)).
 
 A scan uses bounds of the weights, which are cheap; the weights themselves are needed of the few rows that are scored again.
+Where every part has its own weight, the rows are multiplied with them before the queries come: one product, however many parts.
 """
 
 import dataclasses
@@ -22,21 +23,26 @@ from trackstar.queries import Change, reciprocal
 _UNIT_ROUNDOFF = 2.0**-24  # float32
 _EXACT_ROWS = 512  # rows that are transformed in float64 at a time
 _TINY = 1e-30
+_FAR = 1e15  # as good as infinite, and float32 holds its square
 
 
 @dataclasses.dataclass(frozen=True)
-class WeightBounds:
-    """Of some rows, for one part.
+class WeightedRows:
+    """What to multiply some rows' queries with: score = w · (x·q), where w and x are known within bounds.
 
     Args:
-        low: [rows] float32, a lower bound of the weight, not negative.
-        high: [rows] float32, an upper bound; infinite where nothing is known.
-        norm: [rows] float32, an upper bound of ‖φ_p(z)‖.
+        rows: [rows, d] in the stored type, near x: the stored rows, or these with each part multiplied with its weight.
+        norm: [rows] float32, an upper bound of ‖rows‖.
+        missing: [rows] float32, an upper bound of ‖x − rows‖.
+        low: [rows] float32, a lower bound of w, not negative.
+        high: [rows] float32, an upper bound of w; infinite where nothing is known.
     """
 
+    rows: torch.Tensor
+    norm: torch.Tensor
+    missing: torch.Tensor
     low: torch.Tensor
     high: torch.Tensor
-    norm: torch.Tensor
 
 
 class RowWeights:
@@ -51,6 +57,7 @@ class RowWeights:
     def __init__(self, change: Change | None, grad_norm: pa.Array | None, uri: str):
         self._change = change
         self._uri = uri
+        self._known: dict[int, np.ndarray] = {}  # exact weights that were asked for: rows win for several queries
         self._grad_norm: np.ndarray | None = None
         if grad_norm is not None:
             self._grad_norm = grad_norm.to_numpy(zero_copy_only=False).astype(np.float64)
@@ -60,31 +67,65 @@ class RowWeights:
                     f"{uri}, row {bad[0]}: grad_norm is {self._grad_norm[bad[0]]}; build this file again"
                 )
 
-    def bounds(self, row: int, block: torch.Tensor) -> list[WeightBounds]:
-        """Bounds for each part of the rows `block` [rows, d], the first of which is row `row` of the file."""
+    def bounds(self, row: int, block: torch.Tensor) -> WeightedRows:
+        """The rows `block` [rows, d], the first of which is row `row` of the file, with bounds of their weights."""
         if self._grad_norm is not None:
             weights = torch.from_numpy(self._grad_norm[row : row + len(block)]).float().to(block.device)
-            return [WeightBounds(_down(weights), _up(weights), _up(block.float().norm(dim=1)))]
+            norm = _up(block.float().norm(dim=1))
+            return WeightedRows(block, norm, torch.zeros_like(norm), _down(weights), _up(weights))
         assert self._change is not None
-        vectors = block.float()
-        below, above, norms = [], [], []
+        by_block = self._change.normalisation == "block"
+        weighted = torch.empty_like(block) if by_block else block
+        norms, missing, low, high = (torch.zeros(len(block), device=block.device) for _ in range(4))
+        present = torch.zeros_like(norms)
+        # Part after part, so that what is computed on the way stays small.
         for columns, matrix in zip(self._change.blocks(), self._change.matrices.to(block.device), strict=True):
-            part = vectors[:, columns]
+            part = block[:, columns].float()
             norm = _up(part.norm(dim=1))
-            transformed = (part @ matrix.T).norm(dim=1)
+            size = (part @ matrix.T).norm(dim=1)
             # A sum of n products in float32, in any order, is off by n·u·Σ|a||b|; ‖|M||φ|‖ ≤ ‖M‖_F ‖φ‖.
             error = norm * (matrix.norm() * (len(matrix) + 8) * 2 * _UNIT_ROUNDOFF)
-            below.append(torch.clamp(_down(transformed) - error, min=0))
-            above.append(_up(transformed) + error)
-            norms.append(norm)
-        if self._change.normalisation == "vector":
-            low, high = torch.stack(below).norm(dim=0), torch.stack(above).norm(dim=0)
-            return [_inverse_bounds(_down(low), _up(high), _up(torch.stack(norms).norm(dim=0)))]
-        present = torch.stack([norm > 0 for norm in norms]).sum(dim=0).clamp(min=1).sqrt()
-        return [
-            _inverse_bounds(_down(low * present), _up(high * present), norm)
-            for low, high, norm in zip(below, above, norms, strict=True)
-        ]
+            least, most = torch.clamp(_down(size) - error, min=0), _up(size) + error
+            if by_block:
+                off = self._weigh(part, norm, size, least, most, weighted[:, columns])
+                norms += (_up(norm * _reciprocal(size)) + off).square()
+                missing += off.square()
+                present += norm > 0
+            else:
+                norms += norm.square()
+                low += least.square()
+                high += most.square()
+        if by_block:
+            low = high = present.clamp(min=1).sqrt()
+        else:
+            low, high = low.sqrt(), high.sqrt()
+        least, most = _down(1 / _up(high).clamp(min=_TINY)), _up(1 / _down(low))
+        return WeightedRows(weighted, _up(norms.sqrt()), _up(missing.sqrt()), least, most)
+
+    @staticmethod
+    def _weigh(
+        part: torch.Tensor,
+        norm: torch.Tensor,
+        size: torch.Tensor,
+        least: torch.Tensor,
+        most: torch.Tensor,
+        out: torch.Tensor,
+    ) -> torch.Tensor:
+        """Writes φ_p / ‖M_p φ_p‖ to `out`, rounded; returns by how much it is off at most, [rows].
+
+        Args:
+            part: [rows, d_p] float32, φ_p.
+            norm: [rows], an upper bound of ‖φ_p‖.
+            size: [rows], about ‖M_p φ_p‖; between `least` and `most`.
+            out: [rows, d_p] in the stored type.
+        """
+        factor = _reciprocal(size)
+        exact = part * factor[:, None]  # not in place: where float32 is stored, `part` is the file's own memory
+        out.copy_(exact)
+        exact -= out
+        weight = torch.maximum((1 / least).clamp(max=_FAR) - factor, factor - 1 / most.clamp(min=_TINY)).clamp(min=0)
+        rounding = exact.norm(dim=1) + norm * factor * (4 * _UNIT_ROUNDOFF)
+        return torch.where(norm > 0, _up(norm * weight + rounding), 0)
 
     def exact(self, rows: np.ndarray, vectors: list[torch.Tensor]) -> np.ndarray:
         """The weights of single rows, [rows, parts] float64.
@@ -99,13 +140,20 @@ class RowWeights:
         if self._grad_norm is not None:
             return self._grad_norm[rows][:, None]
         assert self._change is not None
-        norms = np.empty((len(rows), len(self._change.matrices)))
+        new = [i for i, row in enumerate(rows.tolist()) if row not in self._known]
+        for start in range(0, len(new), _EXACT_ROWS):
+            some = new[start : start + _EXACT_ROWS]
+            weights = self._exact(torch.stack([vectors[i] for i in some]))
+            self._known.update(zip(rows[some].tolist(), weights, strict=True))
+        return np.stack([self._known[row] for row in rows.tolist()])
+
+    def _exact(self, vectors: torch.Tensor) -> np.ndarray:
+        """[rows, d] → [rows, parts] float64."""
+        assert self._change is not None
+        norms = np.empty((len(vectors), len(self._change.matrices)))
         for number, (columns, matrix) in enumerate(zip(self._change.blocks(), self._change.matrices, strict=True)):
-            transposed = matrix.double().numpy().T  # once for all rows: it is as large as many rows
-            for start in range(0, len(rows), _EXACT_ROWS):
-                part = torch.stack([vector[columns] for vector in vectors[start : start + _EXACT_ROWS]])
-                product = part.double().numpy() @ transposed  # [rows, d_b]
-                norms[start : start + _EXACT_ROWS, number] = np.sqrt((product * product).sum(axis=1))
+            product = vectors[:, columns].double().numpy() @ matrix.double().numpy().T  # [rows, d_b]
+            norms[:, number] = np.sqrt(np.einsum("nd,nd->n", product, product))
         if self._change.normalisation == "vector":
             return reciprocal(np.sqrt((norms * norms).sum(axis=1)).astype(np.float32).astype(np.float64))[:, None]
         norms = norms.astype(np.float32).astype(np.float64)
@@ -113,8 +161,9 @@ class RowWeights:
         return reciprocal(norms) * reciprocal(present)[:, None]
 
 
-def _inverse_bounds(low: torch.Tensor, high: torch.Tensor, norm: torch.Tensor) -> WeightBounds:
-    return WeightBounds(_down(1 / high.clamp(min=_TINY)), _up(1 / low), norm)
+def _reciprocal(values: torch.Tensor) -> torch.Tensor:
+    """1/x, and 0 for 0."""
+    return torch.where(values > 0, 1 / values, 0)
 
 
 def _up(values: torch.Tensor) -> torch.Tensor:

@@ -29,6 +29,8 @@ __all__ = ["Change", "QuerySet", "ScanSettings", "TopK", "fetch_passages", "scan
 
 _BLOCK_SCORES = 2**20  # products in one block: small enough to stay in cache while they are compared
 _BLOCK_ROWS = (64, 4096)
+_CHANGED_ROWS = 1024  # a block's, where rows are transformed before they are multiplied
+_EXACT_PRODUCTS = 2**24  # held at a time
 _OPEN_FILES = 64  # mapped at a time
 
 
@@ -170,6 +172,8 @@ class _Scan:
         self._parts = change.blocks() if change is not None and by_block else [slice(0, vectors.shape[1])]
         self._products: dict[torch.dtype, QueryProduct] = {}
         self._block_rows = int(np.clip(_BLOCK_SCORES // len(queries), *_BLOCK_ROWS))
+        if change is not None:
+            self._block_rows = min(self._block_rows, _CHANGED_ROWS)
         ends = (True, False) if settings.opponents else (True,)
         self._candidates = [Candidates(len(queries), settings.top_k, largest) for largest in ends]
         self._best = [TopK.empty(len(queries), settings.top_k, largest) for largest in ends]
@@ -213,13 +217,13 @@ class _Scan:
     def _chunk(self, file: _File, chunk: Chunk) -> None:
         product = self._products.get(chunk.vectors.dtype)
         if product is None:
-            product = QueryProduct(self._vectors, self._parts, chunk.vectors.dtype, self._device, self._scale)
+            product = QueryProduct(self._vectors, chunk.vectors.dtype, self._device, self._scale)
             self._products[chunk.vectors.dtype] = product
         held = self._hold(file, chunk)
         for first, end in self._blocks(file, chunk):
             rows = chunk.vectors[first:end].to(self._device)
             if file.weights is not None:
-                scores = product.weighted(rows, file.weights.bounds(chunk.row + first, rows))
+                scores = product.weighted(file.weights.bounds(chunk.row + first, rows))
             else:
                 norm = rows.float().norm(dim=1).max().item() * 1.001 if file.max_norm is None else file.max_norm
                 scores = product(rows, norm)
@@ -280,10 +284,6 @@ class _Scan:
             return TopK.empty(num_queries, k, largest)
         place, in_chunk = self._places(pairs)
         file_row = in_chunk + np.array([held.chunk.row for held in self._held])[place]
-
-        products = np.empty((len(pairs), len(self._parts)))
-        for of_type, row_pairs in self._row_pairs(pairs):
-            products[of_type] = exact_products(self._vectors, self._parts, row_pairs)
         files = {held.file.uri: held.file for held in self._held}
         uris = sorted(files)
         number = {uri: i for i, uri in enumerate(uris)}
@@ -294,18 +294,34 @@ class _Scan:
             chosen = np.flatnonzero(file_of == i)
             order.append(chosen)
             ids.append(files[uri].ids.take(pa.array(file_row[chosen])))
-            weights = files[uri].weights
-            if weights is not None:
-                rows, first, inverse = np.unique(file_row[chosen], return_index=True, return_inverse=True)
-                vectors = [self._held[place[pair]].chunk.vectors[in_chunk[pair]] for pair in chosen[first]]
-                products[chosen] *= weights.exact(rows, vectors)[inverse]
+        step = max(1, _EXACT_PRODUCTS // len(self._parts))
+        scores = np.concatenate(
+            [
+                self._exact(pairs.where(np.arange(first, min(first + step, len(pairs)))))
+                for first in range(0, len(pairs), step)
+            ]
+        )
+        example_ids = pa.concat_arrays(ids).take(pa.array(np.argsort(np.concatenate(order))))
+        return TopK.select(num_queries, k, largest, pairs.query, scores, example_ids, uris, file_of, file_row)
+
+    def _exact(self, pairs: Pairs) -> np.ndarray:
+        """The float64 scores of `pairs`, [P]."""
+        products = np.empty((len(pairs), len(self._parts)))
+        for of_type, row_pairs in self._row_pairs(pairs):
+            products[of_type] = exact_products(self._vectors, self._parts, row_pairs)
+        place, in_chunk = self._places(pairs)
+        file_row = in_chunk + np.array([held.chunk.row for held in self._held])[place]
+        for file in {held.file.uri: held.file for held in self._held}.values():
+            chosen = np.flatnonzero(np.array([held.file.uri == file.uri for held in self._held])[place])
+            if file.weights is None or not len(chosen):
+                continue
+            rows, first, inverse = np.unique(file_row[chosen], return_index=True, return_inverse=True)
+            vectors = [self._held[place[pair]].chunk.vectors[in_chunk[pair]] for pair in chosen[first]]
+            products[chosen] *= file.weights.exact(rows, vectors)[inverse]
         scores = products[:, 0]
         for part in range(1, products.shape[1]):
             scores = scores + products[:, part]
-        if self._scale is not None:
-            scores = scores * self._scale[pairs.query]
-        example_ids = pa.concat_arrays(ids).take(pa.array(np.argsort(np.concatenate(order))))
-        return TopK.select(num_queries, k, largest, pairs.query, scores, example_ids, uris, file_of, file_row)
+        return scores if self._scale is None else scores * self._scale[pairs.query]
 
 
 def _not_finite(uri: str, first: int, rows: torch.Tensor) -> TrackStarError:
@@ -314,6 +330,5 @@ def _not_finite(uri: str, first: int, rows: torch.Tensor) -> TrackStarError:
         return TrackStarError(f"{uri}, rows {first} to {first + len(rows) - 1}: scores too large for float32")
     row = first + int((~finite).nonzero()[0])
     return TrackStarError(
-        f"{uri}, row {row}: the stored encoding holds NaN or infinity; "
-        "run `trackstar verify --repair`"
+        f"{uri}, row {row}: the stored encoding holds NaN or infinity; run `trackstar verify --repair`"
     )

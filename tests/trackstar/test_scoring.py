@@ -19,6 +19,7 @@ from trackstar.approximate import QueryProduct
 from trackstar.encodings import Encodings
 from trackstar.errors import TrackStarError
 from trackstar.item_file import STORAGE_TYPES, ItemFile
+from trackstar.row_weights import RowWeights
 from trackstar.scoring import Change, QuerySet, ScanSettings, TopK, fetch_passages, scan_file, scan_files
 
 pytest_plugins = ["tests.gcs"]
@@ -135,7 +136,7 @@ def test_bounds_hold(dtype: torch.dtype, adversary: str) -> None:
         queries = rows[:50]
     rows = rows.to(dtype)
     norm = float(rows.float().norm(dim=1).max()) * 1.0001
-    product = QueryProduct(queries, [slice(0, dimension)], dtype, torch.device("cpu"))
+    product = QueryProduct(queries, dtype, torch.device("cpu"))
     bounded = product(rows, norm)
     true = queries.double() @ rows.double().T
     radius = bounded.constant.double()[:, None] + (0 if bounded.radius is None else bounded.radius.double())
@@ -302,7 +303,9 @@ def _random_change(normalisation: str, seed: int) -> Change:
 
 @pytest.mark.parametrize("storage", ["bfloat16", "float32"])
 @pytest.mark.parametrize("normalisation", ["vector", "block"])
-def test_a_change_of_preconditioner_equals_encoding_anew(tmp_path: Path, normalisation: str, storage: str) -> None:
+def test_a_change_of_preconditioner_equals_encoding_anew(
+    tmp_path: Path, normalisation: str, storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     change = _random_change(normalisation, 1)
     vectors = unit_vectors(500, 32)
     vectors[7] = 0  # no direction: scores nothing under any preconditioner
@@ -331,6 +334,11 @@ def test_a_change_of_preconditioner_equals_encoding_anew(tmp_path: Path, normali
     )
     assert merged.scores.tobytes() == found.scores.tobytes()
     assert listed(merged) == listed(found)
+    monkeypatch.setattr(scoring, "_EXACT_PRODUCTS", 7)
+    monkeypatch.setattr(scoring, "_CHANGED_ROWS", 30)
+    by_steps, _ = scan_files(uris(items), QuerySet.of(queries), ScanSettings(40), change)
+    assert by_steps.scores.tobytes() == found.scores.tobytes()
+    assert listed(by_steps) == listed(found)
 
 
 @pytest.mark.parametrize("normalisation", ["vector", "block"])
@@ -343,6 +351,45 @@ def test_a_change_finds_its_winners_among_near_ties(tmp_path: Path, normalisatio
     found, _ = scan_file(item.uri, QuerySet.of(queries), ScanSettings(30), change)
     for query, row in enumerate(listed(found)):
         np.testing.assert_allclose([s for s, _ in row], scores[query].sort(descending=True).values[:30], atol=3e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("normalisation", ["vector", "block"])
+@pytest.mark.parametrize("kind", ["mild", "harsh", "nothing left"])
+def test_bounds_hold_under_a_change_of_many_blocks(dtype: torch.dtype, normalisation: str, kind: str) -> None:
+    """Also of parts that are zero, that the change takes away, or that are far smaller than others."""
+    blocks, size = 40, 25
+    generator = torch.Generator().manual_seed(1)
+    matrices = torch.eye(size) + 0.3 * torch.randn(blocks, size, size, generator=generator)
+    if kind == "harsh":  # directions of very unequal weight
+        matrices = matrices @ torch.diag(torch.logspace(-6, 3, size))
+    elif kind == "nothing left":
+        matrices[5] = 0
+        matrices[6, :, 1:] = 0
+    change = Change(matrices, normalisation)
+    rows = unit_vectors(120, blocks * size, 2)
+    rows[3] = 0
+    rows[4, : 10 * size] = 0
+    rows[5, : 20 * size] *= 1e-6
+    rows[6, 6 * size] = 0  # what M leaves of this block
+    rows = rows.to(dtype)
+    queries = change.fold(change.apply(torch.cat([rows[7:9].float(), unit_vectors(6, blocks * size, 3)])))
+    weights = RowWeights(change, None, "file")
+    product = QueryProduct(queries, dtype, torch.device("cpu"))
+    bounded = product.weighted(weights.bounds(0, rows))
+    exact = torch.from_numpy(weights.exact(np.arange(120), list(rows)))  # [rows, parts]
+    parts = change.blocks() if normalisation == "block" else [slice(0, blocks * size)]
+    true = sum(
+        queries[:, part].double() @ rows[:, part].double().T * exact[:, number] for number, part in enumerate(parts)
+    )
+    assert bounded.radius is not None
+    centre, radius = bounded.centre.double(), bounded.radius.double() + bounded.constant.double()[:, None]
+    assert ((centre - true).abs() <= radius).all()
+    if kind == "mild":
+        assert radius.median() < (0.02 if dtype == torch.bfloat16 else 5e-4)
+    assert (exact[3] == 0).all()
+    again = weights.exact(np.arange(119, -1, -7), [rows[i] for i in range(119, -1, -7)])
+    assert again.tobytes() == exact.numpy()[119::-7].tobytes()
 
 
 def test_a_change_without_unit_norm_needs_no_new_norms(tmp_path: Path) -> None:
