@@ -83,7 +83,8 @@ def verify(index: Index, check_bytes: int, beam_args: Sequence[str], keys: set[s
         beam_args: Beam's flags.
         keys: Check these items and nothing else.
     """
-    checks, foreign = verification.checks(index)
+    of_log = verification.check_log(index)
+    checks, foreign = verification.checks(index, not of_log)
     if keys is not None:
         checks, foreign = [check for check in checks if check.key in keys], []
     work = storage.join(index.uri, "failures", f"verify-{uuid.uuid4().hex[:12]}")
@@ -100,7 +101,7 @@ def verify(index: Index, check_bytes: int, beam_args: Sequence[str], keys: set[s
     findings = [*foreign, *verification.load_findings(work)]
     storage.delete(work)
     if keys is None:
-        findings += [*verification.check_settings(index), *verification.check_log(index)]
+        findings += [*verification.check_settings(index), *of_log]
         if unrecorded := verification.unrecorded_log(index):
             say(f"no checksum was kept of {', '.join(unrecorded[:5])}; the next commit does it")
     return sorted(set(findings))

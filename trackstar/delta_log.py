@@ -5,6 +5,7 @@ which is small, is mirrored into a temporary folder, changed there, and what is 
 store through `trackstar.storage`, with the same credentials, errors and emulator.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
@@ -29,6 +30,7 @@ _LOG = "_delta_log"
 _NUMBERED = re.compile(r"(\d{20})\.")
 _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.parquet")
 _SETTLED_SECONDS = 3600.0
+_READERS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,8 +162,11 @@ class DeltaLog:
         with tempfile.TemporaryDirectory(prefix="trackstar-log-") as folder:
             log = Path(folder) / _LOG
             log.mkdir()
-            for info in storage.list(storage.join(self.uri, _LOG)):
-                (log / info.uri.rsplit("/", 1)[-1]).write_bytes(storage.read_bytes(info.uri))
+            infos = storage.list(storage.join(self.uri, _LOG))
+            with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+                contents = pool.map(lambda info: storage.read_bytes(info.uri), infos)
+                for info, content in zip(infos, contents, strict=True):
+                    (log / info.uri.rsplit("/", 1)[-1]).write_bytes(content)
             before = _contents(log)
             yield folder
             after = _contents(log)
@@ -200,8 +205,14 @@ def _files(table: DeltaTable) -> list[dict[str, Any]]:
     actions = pa.table(table.get_add_actions(flatten=True))
     if not actions.num_rows:
         return []
-    wanted = actions.select(["path", "size_bytes", "num_records", "min.shard"])
-    return wanted.rename_columns(["path", "size_bytes", "num_records", "shard"]).to_pylist()
+    columns = {"path": "path", "size_bytes": "size_bytes", "num_records": "num_records", "min.shard": "shard"}
+    missing = columns.keys() - set(actions.column_names)
+    if missing or any(actions[name].null_count for name in columns):
+        raise TrackStarError(
+            f"{table.table_uri}: the log does not say of every file its path, size, rows and shard; was the table written by "
+            "another program, or is its log damaged? `trackstar verify` tells"
+        )
+    return actions.select(list(columns)).rename_columns(list(columns.values())).to_pylist()
 
 
 def _added(log: Path, version: int) -> set[str]:

@@ -166,10 +166,11 @@ class Index:
             TrackStarError: the file is there but cannot be read.
         """
         uri = self.item_uri(key)
-        if not storage.exists(uri):
+        source = storage.open_if_there(uri)
+        if source is None:
             return None
-        with storage.open_input(uri) as source:
-            return read_item_file(key, uri, source, storage.size(uri))
+        with source:
+            return read_item_file(key, uri, source, source.size())
 
     def existing_keys(self) -> set[str]:
         """Keys of all item files that lie in the index, committed or not: one listing instead of a question an item."""
@@ -223,9 +224,10 @@ class Index:
         """The rejected records of the items `keys`; without keys, of the last snapshot's items."""
         if keys is None:
             keys = [file.key for file in self.snapshot().files] if self.versions() else []
+        present = {info.uri for info in storage.list(storage.join(self.uri, "rejects"))}
         for key in keys:
             uri = self._rejects_uri(key)
-            if storage.exists(uri):
+            if uri in present:
                 for line in storage.read_bytes(uri).splitlines():  # of bytes: a text may hold U+2028
                     yield Reject(**json.loads(line))
 
@@ -250,6 +252,8 @@ class Index:
             item.key + _SUFFIX: add_action(item.key + _SUFFIX, item.shard, item.num_rows, item.num_bytes)
             for item in items
         }
+        if not storage.list(storage.join(self.uri, LOG_PATH)):  # what was kept of a log that was lost is of no use to this one
+            storage.delete(storage.join(self.uri, checksums.FOLDER, LOG_PATH))
         self._log.replace(arrow_schema(self.spec), wanted, f"TrackStar encodings, spec {self.spec.hash}")
         self.record_log()
         snapshot = self.snapshot()

@@ -13,7 +13,8 @@ import json
 import logging
 from collections.abc import Iterable, Sequence
 
-from trackstar import storage
+from trackstar import checksums, storage
+from trackstar.checksums import Checksum
 from trackstar.corpus import Shard, WorkItem
 from trackstar.corpus.shards import Format, format_of
 from trackstar.errors import TrackStarError
@@ -139,6 +140,7 @@ def save(index: Index, manifest: Manifest) -> None:
     """Writes the manifest; to be called before its snapshot is committed. One that is there already is left alone."""
     where, data = uri(index, manifest.keys), manifest.to_bytes()
     if not storage.exists(where) or storage.read_bytes(where) != data:
+        checksums.record(index.uri, where[len(index.uri) + 1 :], Checksum.of_bytes(data))
         storage.write_bytes(where, data)
 
 

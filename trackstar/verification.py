@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from trackstar import checksums, removal, removed_items, second_moments, storage
+from trackstar import checksums, manifest, removal, removed_items, second_moments, storage
 from trackstar.checksums import Checksum
 from trackstar.errors import TrackStarError
 from trackstar.index import LOG_PATH, DataFile, Index
@@ -61,16 +61,16 @@ class Check:
     named: DataFile | None
 
 
-def checks(index: Index) -> tuple[list[Check], list[Finding]]:
+def checks(index: Index, log_is_whole: bool = True) -> tuple[list[Check], list[Finding]]:
     """What there is to check among the items' files, and which files do not belong there.
 
-    Files that only older snapshots name, or none, are checked too: a later run may take them up. If the log cannot be read,
-    all that lie there are checked alone.
+    Files that only older snapshots name, or none, are checked too: a later run may take them up.
+
+    Args:
+        index: The index.
+        log_is_whole: Whether `check_log` found nothing. If not, the log is not asked which files there should be.
     """
-    try:
-        named = {file.key: file for file in index.snapshot().files} if index.versions() else {}
-    except TrackStarError:  # `check_log` tells it
-        named = {}
+    named = {file.key: file for file in index.snapshot().files} if log_is_whole and index.versions() else {}
     folder = storage.join(index.uri, "encodings")
     found, foreign = [], []
     for info in storage.list(folder):
@@ -117,6 +117,8 @@ def check_settings(index: Index) -> list[Finding]:
         findings += _compare(index, path, "")
     if not findings:
         findings += _content(index)
+    for info in storage.list(storage.join(index.uri, manifest.FOLDER)):
+        findings += _compare(index, info.uri[start:], "")
     try:
         removal.take_downs(index.uri)
         removed_items.written_without(index)
@@ -171,7 +173,9 @@ def advice(findings: Sequence[Finding]) -> list[str]:
             f"the log: restore {LOG_PATH} from a backup; or delete that folder and run `trackstar build-index`, which encodes "
             "nothing again where the item files are there, and loses older versions alone"
         )
-    if any(not finding.key and finding.kind in REPAIRABLE for finding in findings):
+    if any(finding.path.startswith(manifest.FOLDER) for finding in findings):
+        lines.append("manifests: delete these files; the next re-index makes what it needs of them from the item files")
+    if any(_is_setting(finding) for finding in findings):
         lines.append(
             "settings: restore these files from a backup; or run `trackstar fit` with the same flags on the same corpus into "
             "an empty folder, compare spec.json, and copy them from there"
@@ -183,6 +187,14 @@ def advice(findings: Sequence[Finding]) -> list[str]:
             "unreadable files: check disk, network and permissions, then verify again; nothing of them was touched"
         )
     return lines
+
+
+def _is_setting(finding: Finding) -> bool:
+    return (
+        not finding.key
+        and finding.kind in REPAIRABLE
+        and not finding.path.startswith((manifest.FOLDER, removal.FOLDER))
+    )
 
 
 def save_findings(uri: str, findings: Sequence[Finding]) -> None:

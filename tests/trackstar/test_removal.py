@@ -26,7 +26,7 @@ def remaining(files: list[Encodings], ids: set[str]) -> list[Encodings]:
     return [file.where(np.array([name not in ids for name in file.example_ids], bool)) for file in files]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_scan_equals_brute_force_over_what_remains(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
@@ -140,7 +140,7 @@ def test_a_damaged_take_down_is_never_passed_over(tmp_path: Path, keep: float) -
     if keep == -1:  # the last newline
         assert len(take_downs(str(tmp_path))) == 1
         return
-    with pytest.raises(TrackStarError, match=f"{path.name}: this take-down is damaged"):
+    with pytest.raises(TrackStarError, match=f"{path.name}: this record of a take-down is damaged"):
         take_downs(str(tmp_path))
 
 
