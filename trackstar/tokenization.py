@@ -8,6 +8,11 @@ from trackstar.batching import Example
 from trackstar.corpus import Record
 from trackstar.errors import TrackStarError
 
+_HEAD_CHARACTERS = 1 << 16
+_HEAD_CHARACTERS_PER_TOKEN = 16
+_MARGIN = 64
+"""Tokens between what is used of a text's beginning and the place where it was cut off."""
+
 
 class UnusableRecordError(Exception):
     """A record or query that no gradient can be had of; its text is the reason."""
@@ -45,7 +50,7 @@ class Tokenization:
             tokens = tuple(record.input_ids)
         else:
             assert record.text is not None
-            tokens, offsets = self._tokens(record.text)
+            tokens, offsets = self._document_tokens(record.text)
             if self.append_eos:
                 assert self.tokenizer is not None
                 if self.tokenizer.eos_token_id is None:
@@ -104,6 +109,19 @@ class Tokenization:
                 )
             tokens, first = tokens[cut:], first - cut
         return Example(example_id, tokens, first, 0, text)
+
+    def _document_tokens(self, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]] | None]:
+        """The tokens of a document; of one that is cut at `max_length` anyway, no more than so many of its beginning.
+
+        A tokenizer takes up to 1 kB a token: a line of 64 MiB, tokenized whole, would take all memory there is.
+        """
+        characters = max(_HEAD_CHARACTERS, _HEAD_CHARACTERS_PER_TOKEN * self.max_length)
+        while self.long_documents == "truncate" and len(text) > characters:
+            tokens, offsets = self._tokens(text[:characters])
+            if len(tokens) > self.max_length + _MARGIN:
+                return tokens, offsets
+            characters *= 4
+        return self._tokens(text)
 
     def _tokens(self, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]] | None]:
         if self.tokenizer is None:

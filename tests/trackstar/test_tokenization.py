@@ -117,3 +117,34 @@ def test_an_end_of_text_token_that_the_tokenizer_adds_is_not_supervised() -> Non
     query = Tokenization(tokenizer, 300, 64, "truncate", False).query("q", "The capital of France is", " Paris")
     assert query.input_ids[0] == 0
     assert tiny_tokenizer().decode(list(query.input_ids[query.first_target :])) == " Paris"
+
+
+@pytest.mark.parametrize("unit", ["The capital of Italy is Rome. ", "x", " ", "\0\u2028é"])
+def test_of_a_very_long_text_only_the_beginning_is_tokenized(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tokenizer takes up to 1 kB a token, so a line of 64 MiB would take all memory that there is."""
+    asked: list[int] = []
+    tokens_of = Tokenization._tokens
+
+    def counted(self: Tokenization, text: str):
+        asked.append(len(text))
+        return tokens_of(self, text)
+
+    text = unit * (300_000 // len(unit))
+    [expected], cut = make(append_eos=True).documents(record(text))
+    monkeypatch.setattr(Tokenization, "_tokens", counted)
+    monkeypatch.setattr("trackstar.tokenization._HEAD_CHARACTERS", 2000)
+    assert make(append_eos=True).documents(record(text)) == ([expected], cut) == ([expected], True)
+    assert len(expected.input_ids) == 64
+    assert asked == [2000]
+
+
+def test_a_text_of_few_tokens_is_read_as_far_as_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a thousand characters are one token, the beginning has to be longer."""
+    monkeypatch.setattr("trackstar.tokenization._HEAD_CHARACTERS", 100)
+    text = "The capital of Italy is Rome. " * 100
+    expected = make(max_length=6).documents(record(text))
+    monkeypatch.setattr("trackstar.tokenization._HEAD_CHARACTERS_PER_TOKEN", 1)
+    assert make(max_length=6).documents(record(text)) == expected
+    whole = tiny_tokenizer()(text)["input_ids"]
+    examples, _ = make(max_length=6, long_documents="split").documents(record(text))
+    assert sum(len(example.input_ids) - 1 for example in examples) == len(whole) - 1
