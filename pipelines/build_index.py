@@ -4,6 +4,7 @@ Items whose file exists are done, so a run that broke off is taken up by startin
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,8 @@ from trackstar.removal import NOTHING, Removals
 from trackstar.removed_items import base_key, discover, load_removals, without_removed
 from trackstar.spec import Spec
 from trackstar.write_lock import WriteLock
+
+_READERS = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -169,8 +172,9 @@ def _run(index: Index, items: Sequence[WorkItem], source: EncoderSource, beam_ar
 def gather(index: Index, items: Sequence[WorkItem]) -> Encoded:
     """Files and counts of items; those that have neither file nor failure note fail, too."""
     files, failures, counts = [], [], ItemCounts()
-    for item in items:
-        file = index.has_item(item.key(index.spec.hash))
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:  # in an object store, some requests an item
+        found = list(pool.map(lambda item: index.has_item(item.key(index.spec.hash)), items))
+    for item, file in zip(items, found, strict=True):
         if file is None:
             note = take_failure(index, base_key(index, item))
             failures.append(note or f"{item.shard}: no file was written for it")

@@ -36,6 +36,8 @@ _SUFFIX = ".parquet"
 _LONGEST_CHAIN = 32
 LOG_PATH = "encodings/_delta_log"
 """The table's log, relative to the index."""
+_WRITTEN_UNDER_LOCK = ("encodings", "rejects", "failures", "manifests", "checksums/encodings", "checksums/rejects")
+"""Folders that nothing writes to but the run that holds the lock."""
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -203,8 +205,11 @@ class Index:
         Returns:
             How many files were removed.
         """
-        folder = storage.local_path(self._encodings)
-        partials = list(folder.glob(".*.tmp")) if folder is not None else []
+        folder = storage.local_path(self.uri)
+        if folder is None:
+            return 0
+        partials = [path for name in _WRITTEN_UNDER_LOCK for path in (folder / name).glob(".*.tmp")]
+        partials += (folder / LOG_PATH).glob("*.json#*")  # entries that deltalake had not given their name yet
         for partial in partials:
             partial.unlink(missing_ok=True)
         return len(partials)
@@ -224,12 +229,23 @@ class Index:
         """The rejected records of the items `keys`; without keys, of the last snapshot's items."""
         if keys is None:
             keys = [file.key for file in self.snapshot().files] if self.versions() else []
-        present = {info.uri for info in storage.list(storage.join(self.uri, "rejects"))}
+        present = self.keys_with_rejects()
         for key in keys:
-            uri = self._rejects_uri(key)
-            if uri in present:
-                for line in storage.read_bytes(uri).splitlines():  # of bytes: a text may hold U+2028
-                    yield Reject(**json.loads(line))
+            if key in present:
+                yield from self.rejects_of(key)
+
+    def rejects_of(self, key: str) -> list[Reject]:
+        """The rejected records of one item."""
+        uri = self._rejects_uri(key)
+        if not storage.exists(uri):
+            return []
+        # Lines of bytes: a text may hold U+2028.
+        return [Reject(**json.loads(line)) for line in storage.read_bytes(uri).splitlines()]
+
+    def keys_with_rejects(self) -> set[str]:
+        """Keys of the items of which some records were rejected: one listing."""
+        names = (info.uri.rsplit("/", 1)[-1] for info in storage.list(storage.join(self.uri, "rejects")))
+        return {name.removesuffix(".jsonl") for name in names}
 
     def _rejects_uri(self, key: str) -> str:
         return storage.join(self.uri, self.rejects_path(key))
@@ -252,7 +268,9 @@ class Index:
             item.key + _SUFFIX: add_action(item.key + _SUFFIX, item.shard, item.num_rows, item.num_bytes)
             for item in items
         }
-        if not storage.list(storage.join(self.uri, LOG_PATH)):  # what was kept of a log that was lost is of no use to this one
+        if not storage.list(
+            storage.join(self.uri, LOG_PATH)
+        ):  # what was kept of a log that was lost is of no use to this one
             storage.delete(storage.join(self.uri, checksums.FOLDER, LOG_PATH))
         self._log.replace(arrow_schema(self.spec), wanted, f"TrackStar encodings, spec {self.spec.hash}")
         self.record_log()

@@ -16,14 +16,15 @@ class ObjectReader(io.RawIOBase):
     Args:
         uri: "gs://bucket/name".
         read_ahead: Fewest bytes of a request; what was not asked for is kept for the next reads. For reading in order.
+        version: The version, where the caller has found it already.
 
     Raises:
         TrackStarError: no such object, or the store cannot be reached.
     """
 
-    def __init__(self, uri: str, read_ahead: int = 0):
+    def __init__(self, uri: str, read_ahead: int = 0, version: object_store.StoredObject | None = None):
         super().__init__()
-        found = object_store.find(uri)
+        found = version or object_store.find(uri)
         if found is None:
             raise TrackStarError(f"{uri}: cannot be read (no such object); check the path")
         self._uri = uri

@@ -127,7 +127,12 @@ def glob(pattern: str, fingerprint: FingerprintKind = "modified") -> "builtins.l
     if is_object(pattern):
         return _glob_objects(pattern, fingerprint)
     path = normalise(pattern)
-    paths = [path] if os.path.isfile(path) else local_glob.glob(path, recursive=True)
+    if os.path.isfile(path):
+        paths = [path]
+    else:  # of a relative pattern, the folder that it starts from is no pattern
+        relative = pattern.removeprefix("file://")
+        above = local_glob.escape(os.getcwd())
+        paths = local_glob.glob(os.path.normpath(os.path.join(above, os.path.expanduser(relative))), recursive=True)
     found = []
     for match in sorted(set(paths)):
         if os.path.isfile(match):
@@ -158,6 +163,14 @@ def open_input(uri: str) -> pa.NativeFile:
         return pa.PythonFile(ObjectReader(uri), mode="r")
     with _explained(uri, "read"):
         return pyarrow.fs.LocalFileSystem().open_input_file(normalise(uri))
+
+
+def open_if_there(uri: str) -> pa.NativeFile | None:
+    """As `open_input`; None where there is no such file."""
+    if not is_object(uri):
+        return open_input(uri) if os.path.exists(normalise(uri)) else None
+    found = object_store.find(uri)
+    return None if found is None else pa.PythonFile(ObjectReader(uri, version=found), mode="r")
 
 
 def open_stream(uri: str) -> pa.NativeFile:
