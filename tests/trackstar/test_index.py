@@ -102,10 +102,14 @@ def test_nothing_appears_when_writing_fails(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="lost its GPU"):
         index.write_item("0" * 32, "shard", failing(), dict)
     assert list((tmp_path / "encodings").iterdir()) == []
-    (tmp_path / "encodings" / ".killed.tmp").write_bytes(b"half")
+    (tmp_path / "encodings" / "_delta_log").mkdir()
+    partials = ["encodings/.killed.tmp", "rejects/.killed.tmp", "encodings/_delta_log/00000000000000000000.json#1"]
+    for partial in partials:
+        (tmp_path / partial).write_bytes(b"half")
     assert index.existing_keys() == set()
-    assert index.remove_partial_files() == 1
-    assert list((tmp_path / "encodings").iterdir()) == []
+    assert index.versions() == []
+    assert index.remove_partial_files() == 3
+    assert not any((tmp_path / partial).exists() for partial in partials)
 
 
 def test_bad_encodings_are_refused(tmp_path: Path) -> None:
