@@ -1,5 +1,6 @@
 # make demo    fresh machine → environment, tiny model trained, index built, queries traced, page written
 # make test    fresh machine → environment, lint, types, all tests
+# make test-faults   kills fifty builds and re-indexes at random, starts them again and compares (half an hour; FAULTS=50)
 # make check   lint, formatting and types only
 # make bench   speed: every benchmark writes JSON and a table into benchmarks/results/
 # make bench-facts   fact tracing: every row of the ablation, tail-patch, retraining (90 minutes; ARGS=--small: five)
@@ -14,7 +15,7 @@
 # ARGS=…    more words for pytest or `trackstar demo`
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-facts deploy-plan deploy clean
+.PHONY: help demo test test-faults check bench bench-facts deploy-plan deploy clean
 .DELETE_ON_ERROR:
 
 SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
@@ -25,6 +26,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 JOBS ?= $(shell awk '/^MemAvailable/ { n = $$2 > 6 * 1024 * 1024 ? 2 : 0 } END { print n + 0 }' /proc/meminfo 2>/dev/null || echo 0)
+FAULTS ?= 50
 CODE := trackstar pipelines tests benchmarks deploy
 
 help:
@@ -35,6 +37,9 @@ demo: $(VENV)/installed
 
 test: check
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+test-faults: $(VENV)/installed
+	FAULTS=$(FAULTS) $(BIN)/python -m pytest tests/faults/test_kills.py tests/faults/test_watchdog.py $(ARGS)
 
 check: $(VENV)/installed
 	$(BIN)/ruff check $(CODE)
