@@ -294,5 +294,6 @@ def test_a_dry_run_reads_and_writes_nothing(tmp_path: Path, capfd) -> None:
     assert baseline("bm25", pattern, queries, tmp_path / "r.jsonl", *flags) == 0
     shown = capfd.readouterr().err
     assert "work items       3" in shown
-    assert f"{size / 1000:.1f} kB, twice" in shown
+    assert "work items       3, read twice" in shown
+    assert f"to be read       {2 * size / 1000:.1f} kB" in shown
     assert not (tmp_path / "r.jsonl").exists()

@@ -161,9 +161,9 @@ def test_dry_run_counts_and_writes_nothing(root: Path, tmp_path: Path, capfd) ->
     shown = capfd.readouterr().err
     ids = {i for result in read_results(str(root / "results.jsonl")) for i in result.proponents.ids[:2]}
     for text in (
-        "queries              8 (0 without",
-        "pairs                16",
-        f"distinct proponents  {len(ids)} (0 to",
+        "queries          8 (0 without",
+        "pairs            16",
+        f"proponents       {len(ids)} distinct (0 to",
     ):
         assert text in shown
     assert list(tmp_path.iterdir()) == []

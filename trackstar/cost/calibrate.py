@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from trackstar import corpus
+from trackstar import corpus, tensors
 from trackstar.batching import Example, windows
 from trackstar.cost.rates import Rates
 from trackstar.cost.sample import Clock, CorpusSample, padded_tokens
@@ -27,6 +27,7 @@ from trackstar.index import DataFile
 from trackstar.item_file import read_item_file, write_parquet
 from trackstar.passages import fetch_passages
 from trackstar.queries import Change, QuerySet
+from trackstar.results import Query, Ranking, Result, write_results
 from trackstar.scoring import ScanSettings, TimedScan, timed_scan
 from trackstar.spec import Spec
 from trackstar.topk import TopK
@@ -38,7 +39,8 @@ SCAN_QUERIES = 1024
 """Most of the index, and most queries, that a scan is timed with."""
 ENCODED_QUERIES = 64
 _EIGEN_DIMENSION = 1024
-_FIRST = 8
+_TENSOR_BYTES = 32 << 20
+_FEW, _MORE, _SOON = 8, 256, 0.3
 
 
 def encoding_rates(encoder: Encoder, sample: CorpusSample, shape: EncodingShape, clock: Clock, rates: Rates) -> Rates:
@@ -49,10 +51,12 @@ def encoding_rates(encoder: Encoder, sample: CorpusSample, shape: EncodingShape,
     examples = sample.examples
     if not examples:
         return rates
-    first, second = (_seconds(lambda: encoder.encode(examples[:_FIRST]), clock) for _ in range(2))
-    each = second / len(examples[:_FIRST])
+    first, second = (_seconds(lambda: encoder.encode(examples[:_FEW]), clock) for _ in range(2))
+    each = second / len(examples[:_FEW])
+    if second < _SOON:  # a few examples fill no batch, and each takes longer than one of many
+        each = _seconds(lambda: encoder.encode(examples[:_MORE]), clock) / len(examples[:_MORE])
     # As few as fill a third of the time and as many as a worker's window, in which batches are as well filled as they get.
-    size = max(_FIRST, min(encoder.window, len(examples), int(SECONDS / 3 / max(each, 1e-9))))
+    size = max(_FEW, min(encoder.window, len(examples), int(SECONDS / 3 / max(each, 1e-9))))
     seconds, flops, written = 0.0, 0.0, 0.0
     encoded: list[Encodings] = []
     for window in windows(examples, size):
@@ -131,6 +135,7 @@ def scan_rates(
             merge_entries=_merging(plain, clock),
             fetch_seconds=_fetching(path, plain, clock),
             scan_start_seconds=max(0.0, first.seconds - plain.seconds),
+            result_entries=_results(rows, plain.proponents, str(Path(folder) / "results.jsonl"), clock),
         )
         if not scan.changed:
             return measured
@@ -193,6 +198,15 @@ def eigen_rate(dimension: int, clock: Clock) -> float:
     return shape.eigen_flops(1, 1) / max(clock() - started, 1e-9)
 
 
+def tensor_rate(clock: Clock) -> float | None:
+    """Bytes of a file of tensors that are written in a second."""
+    contents = {"sums": torch.zeros(_TENSOR_BYTES // 8, dtype=torch.float64)}
+    with tempfile.TemporaryDirectory(prefix="trackstar-dry-run-") as folder:
+        return _rate(
+            _TENSOR_BYTES, _seconds(lambda: tensors.save(str(Path(folder) / "sums.safetensors"), contents, {}), clock)
+        )
+
+
 def gram_rate(blocks: int, dimension: int, clock: Clock) -> float:
     """FLOP/s of Σ vec(E) vec(E)ᵀ for 512 examples, on this machine's processor."""
     rows = torch.ones(512, dimension)
@@ -244,6 +258,17 @@ def _merging(scan: TimedScan, clock: Clock) -> float | None:
     started = clock()
     TopK.merge(parts)
     return _rate(entries, clock() - started)
+
+
+def _results(rows: Encodings, top: TopK, uri: str, clock: Clock) -> float | None:
+    texts, ids, numbers = rows.texts or [""] * len(rows), top.example_ids.to_pylist(), top.rows.tolist()
+    rankings = []
+    for query in range(top.num_queries):
+        span = top.entries(query)
+        rankings.append(Ranking([texts[row] for row in numbers[span]], ids[span], top.scores[span].tolist()))
+    started = clock()
+    write_results(uri, (Result(Query(str(n), "", "x"), "", ranking) for n, ranking in enumerate(rankings)))
+    return _rate(len(top), clock() - started)
 
 
 def _fetching(uri: str, scan: TimedScan, clock: Clock) -> float:

@@ -120,6 +120,7 @@ def estimate_fit(
                 gram_flops=calibrate.gram_rate(spec.num_blocks, spec.block_dimension, basis.clock),
                 eigen_flops=calibrate.eigen_rate(spec.block_dimension, basis.clock),
             )
+        rates = rates.with_measured(tensor_bytes=calibrate.tensor_rate(basis.clock))
     whole = sample.extrapolated(items, loaded.window, spec.batch_tokens, 0, len(shards))
     asked = sum(quota for task in tasks for quota in task.quotas)
     share = min(1.0, asked / whole.examples) if whole.examples else 0.0
@@ -181,6 +182,7 @@ def estimate_score(
             rates = rates.with_measured(
                 gram_flops=calibrate.gram_rate(spec.num_blocks, spec.block_dimension, basis.clock),
                 eigen_flops=calibrate.eigen_rate(spec.block_dimension, basis.clock),
+                tensor_bytes=calibrate.tensor_rate(basis.clock),
             )
     size = 64
     encoded = CorpusShape(
@@ -195,7 +197,8 @@ def estimate_score(
     stages = [model.start_stage(rates, groups), model.query_stage(loaded.shape, encoded, rates)]
     if scan.changed:
         mixes = task_hessian != "identity"
-        work = (2, 6, len(queries)) if mixes else (0, 1)  # as `prepare_queries` does it
+        # As `prepare_queries` does it; an R_eval that is kept is read instead of made.
+        work = (2, 6, len(queries)) if mixes else (0, 1, len(queries))
         stages.append(model.roots_stage(loaded.shape, rates, *work))
     stages += [model.scan_stage(loaded.shape, scan, rates), model.merge_stage(scan, rates)]
     facts = (

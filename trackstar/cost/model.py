@@ -178,7 +178,7 @@ def squares_stage(shape: EncodingShape, sample: CorpusShape, tasks: int, rates: 
     parts = (
         Part("reading and tokenizing", sample.text_bytes, "B", rates.tokenize_bytes),
         Part("gradients and their squares", flops, "FLOP", rates.encode_flops),
-        Part("sums as files", 2.0 * sums, "B", rates.write_bytes),
+        Part("sums as files", 2.0 * sums, "B", rates.tensor_bytes),
         *_overhead(rates),
     )
     return Stage("second moments", tasks, parts, sample.text_bytes + sums, sums, flops=flops)
@@ -193,7 +193,7 @@ def gram_stage(shape: EncodingShape, sample: CorpusShape, tasks: int, rates: Rat
         Part("reading and tokenizing", sample.text_bytes, "B", rates.tokenize_bytes),
         Part("gradients and projections", flops, "FLOP", rates.encode_flops),
         Part("sums of R", gram, "FLOP", rates.gram_flops),
-        Part("sums as files", 2.0 * sums, "B", rates.write_bytes),
+        Part("sums as files", 2.0 * sums, "B", rates.tensor_bytes),
         *_overhead(rates),
     )
     return Stage("sums of R", tasks, parts, sample.text_bytes + sums, sums, flops=flops + gram)
@@ -202,15 +202,18 @@ def gram_stage(shape: EncodingShape, sample: CorpusShape, tasks: int, rates: Rat
 def roots_stage(
     shape: EncodingShape, rates: Rates, decompositions: int = 1, products: int = 1, queries: int = 0
 ) -> Stage:
-    """Eigendecompositions and what is made of them, by the launcher; before, R_eval of so many queries."""
+    """Eigendecompositions and what is made of them, by the launcher; with queries: R_eval, the change of R and its files."""
     flops = shape.eigen_flops(decompositions, products)
-    written = 20.0 * shape.num_blocks * shape.block_dimension**2
+    squares = float(shape.num_blocks * shape.block_dimension**2)
+    # fit: eigenvectors in float64, the inverse root in float32. score: these are read, M and the queries are written.
+    read = 12.0 * squares if queries else 0.0
+    written = 4.0 * squares + 8.0 * queries * shape.dimension if queries else 12.0 * squares
     parts = (
-        *((Part("R_eval", shape.gram_flops(queries), "FLOP", rates.gram_flops, "once"),) if queries else ()),
+        Part("R_eval", shape.gram_flops(queries), "FLOP", rates.gram_flops, "once"),
         Part("eigendecompositions", flops, "FLOP", rates.eigen_flops, "once"),
-        Part("preconditioner as files", written, "B", rates.write_bytes, "once"),
+        Part("preconditioner and queries as files", read + written, "B", rates.tensor_bytes, "once"),
     )
-    return Stage("roots of R", 1, parts, written_bytes=written, flops=flops)
+    return Stage("roots of R", 1, parts, read, written, flops=flops)
 
 
 def query_stage(shape: EncodingShape, queries: CorpusShape, rates: Rates) -> Stage:
@@ -261,7 +264,7 @@ def merge_stage(scan: ScanShape, rates: Rates) -> Stage:
     parts = (
         Part("merging top-k arrays", entries, "entries", rates.merge_entries),
         Part("winners' texts", files * rates.fetch_seconds, "s", 1.0),
-        Part("results", winners, "entries", rates.merge_entries, "once"),
+        Part("results", winners, "entries", rates.result_entries, "once"),
     )
     return Stage(
         "merge", max(1, scan.groups), parts, written_bytes=winners * 1000.0, object_reads=2.0 * files, object_writes=1.0

@@ -29,7 +29,6 @@ class Machine:
     peak_bfloat16: float
     """FLOP/s."""
     peak_float32: float
-    peak_float64: float
     achieved_encode: float
     """Share of the peak that encoding reaches; an assumption, as all of these."""
     achieved_scan: float

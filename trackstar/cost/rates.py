@@ -10,6 +10,10 @@ from trackstar.cost.prices import Machine
 from trackstar.errors import TrackStarError
 
 FORMAT = 1
+HOST_FLOAT64 = 1.5e10
+"""FLOP/s of a host's vCPU in float64 products, which no accelerator does here; 3.6e10 a core were measured."""
+LAUNCHER_EIGEN = 3.5e10
+"""FLOP/s of the launcher's eigendecompositions, whatever the workers' machines; as measured on one core."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Rates:
     """Bytes of shards that are read, decoded and tokenized, as they lie on disk."""
     write_bytes: float | None = None
     """Bytes of item files."""
+    tensor_bytes: float | None = None
+    """Bytes of files of tensors that are written or read: sums, preconditioner, queries."""
     scan_flops: float | None = None
     """FLOP/s of the product of rows and queries, with all that a scan does to each pair."""
     scan_bytes: float | None = None
@@ -38,6 +44,8 @@ class Rates:
     """Pairs × d that are scored in float64."""
     merge_entries: float | None = None
     """Entries of top-k arrays that one process merges."""
+    result_entries: float | None = None
+    """Entries of a results file that are written."""
     gram_flops: float | None = None
     """FLOP/s of the sums of R."""
     eigen_flops: float | None = None
@@ -113,14 +121,16 @@ def of_machine(machine: Machine, model_bytes: float, dtype: str) -> Rates:
         encode_flops=peak * machine.achieved_encode,
         tokenize_bytes=machine.tokenize_bytes_per_second,
         write_bytes=store,
+        tensor_bytes=store,
         scan_flops=machine.peak_bfloat16 * machine.achieved_scan,
         scan_bytes=store,
         norm_flops=other32,
-        weigh_flops=machine.peak_float64 * machine.achieved_other,
+        weigh_flops=machine.vcpus * HOST_FLOAT64 * machine.achieved_other,
         rescore_numbers=machine.rescore_numbers_per_second,
         merge_entries=1.0e6,
+        result_entries=3.0e5,
         gram_flops=other32,
-        eigen_flops=machine.peak_float64 * machine.achieved_other * 0.2,
+        eigen_flops=LAUNCHER_EIGEN,
         text_bytes=machine.tokenize_bytes_per_second,
         # A step's forward pass, its backward pass to inputs and weights, and the queries' two forward passes, in float32.
         step_flops=machine.peak_float32 * machine.achieved_encode,

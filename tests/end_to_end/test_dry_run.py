@@ -1,0 +1,189 @@
+"""--dry_run of every pipeline: says what a run would take, runs nothing, and leaves every byte as it was."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipelines import cli, runner
+from tests.end_to_end.world import World
+from trackstar import corpus
+from trackstar.cost.rates import read_rates
+from trackstar.results import read_queries, read_results
+
+KEYS = {"wall_seconds", "machine_hours", "money", "stages", "read_bytes", "written_bytes", "shuffle_bytes", "flops"}
+
+
+@pytest.fixture(scope="module")
+def own(world: World, built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`index` whole, `half` with some files missing, `queries.jsonl`, `results.jsonl`; all read only."""
+    root = tmp_path_factory.mktemp("dry")
+    shutil.copytree(built, root / "index")
+    shutil.copytree(built, root / "half")
+    for path in sorted((root / "half" / "encodings").glob("*.parquet"))[:9]:
+        path.unlink()
+    shutil.rmtree(root / "half" / "encodings" / "_delta_log")
+    lines = [{"inputs_plaintext": f"The capital of France {n}", "targets_plaintext": " is Paris"} for n in range(70)]
+    (root / "queries.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = [*model_flags(world), "--index", str(root / "index"), "--queries", str(root / "queries.jsonl")]
+    words += ["--output", str(root / "results.jsonl"), "--top_k", "3", "--task_hessian", "none"]
+    assert cli.main(["score", *words]) == 0
+    return root
+
+
+def model_flags(world: World) -> list[str]:
+    return ["--model", str(world.model)]
+
+
+def commands(world: World, own: Path) -> dict[str, list[str]]:
+    """Every pipeline's command line, but for --dry_run."""
+    queries, output = ["--queries", str(own / "queries.jsonl")], ["--output", str(own / "out.jsonl")]
+    small = ["--block_rows", "6", "--block_columns", "6", "--sample_size", "120"]
+    return {
+        "fit": [*world.flags(own / "new"), *small],
+        "build-index": world.flags(own / "half"),
+        "reindex": world.flags(own / "half"),
+        "score": [*model_flags(world), "--index", str(own / "index"), *queries, *output, "--top_k", "10"],
+        "baseline": ["--method", "bm25", "--corpus", world.pattern, *queries, *output, "--item_bytes", "2000"],
+        "tail-patch": [*model_flags(world), "--results", str(own / "results.jsonl"), *output, "--step", "sgd"],
+    }
+
+
+COMMANDS = ("fit", "build-index", "reindex", "score", "baseline", "tail-patch")
+
+
+def state(*folders: Path) -> dict[str, tuple[int, str]]:
+    """Every file with its modification time and content."""
+    return {
+        str(path): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "")
+        for folder in folders
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+@pytest.fixture
+def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("a pipeline was run")
+
+    monkeypatch.setattr(runner, "run_pipeline", refuse)
+
+
+def dry_run(command: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> dict:
+    assert cli.main([command, *words, "--dry_run", "--json"]) == 0
+    estimate = json.loads(capsys.readouterr().out)
+    assert set(estimate) >= KEYS
+    return estimate
+
+
+@pytest.mark.usefixtures("nothing_runs")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_nothing_is_written_and_something_is_said(command: str, world: World, own: Path, capsys) -> None:
+    words = commands(world, own)[command]
+    before = state(own, world.root)
+    estimate = dry_run(command, words, capsys)
+    assert state(own, world.root) == before
+    assert estimate["command"] == command
+    assert estimate["machine"] == "here"
+    assert estimate["not_counted"] == []  # everything was measured
+    assert estimate["wall_seconds"] > 0
+    assert estimate["money"]["on_demand"] is None
+    for stage in estimate["stages"]:
+        assert stage["wall_seconds"] >= 0
+        for part in stage["parts"]:
+            assert part["seconds"] == pytest.approx(part["amount"] / part["rate"] if part["amount"] else 0.0)
+
+
+@pytest.mark.usefixtures("nothing_runs")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_named_machine_needs_no_weights(command: str, world: World, own: Path, tmp_path: Path, capsys) -> None:
+    """Without calibration the model's configuration is enough, and there is a price."""
+    shutil.copytree(world.model, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    words = [word.replace(str(world.model), str(tmp_path / "model")) for word in commands(world, own)[command]]
+    words += ["--machine", "n4-standard-80", "--num_machines", "3"]
+    estimate = dry_run(command, words, capsys)
+    assert (estimate["machine"], estimate["machines"]) == ("n4-standard-80", 3)
+    assert estimate["not_counted"] == []
+    assert estimate["money"]["on_demand"] == pytest.approx(estimate["machine_hours"] * 3.628)
+    assert 0 < estimate["money"]["spot"] < estimate["money"]["on_demand"] < estimate["money"]["dataflow"] * 10
+
+
+def test_amounts_are_those_of_the_corpus(world: World, own: Path, capsys) -> None:
+    """350 documents in 14 items, every record in the sample: what is counted is exact."""
+    flags = ["--machine", "n4-standard-80"]
+    words = [word.replace(str(own / "half"), str(own / "empty")) for word in commands(world, own)["build-index"]]
+    shutil.copytree(own / "index", own / "empty")
+    for path in (own / "empty" / "encodings").glob("*.parquet"):
+        path.unlink()
+    estimate = dry_run("build-index", [*words, *flags], capsys)
+    assert estimate["items"] == len(list((own / "index" / "encodings").glob("*.parquet")))
+    assert estimate["examples"] == pytest.approx(350, rel=0.15)  # from 7 of 14 items, by bytes
+    assert estimate["written_bytes"] == pytest.approx(estimate["examples"] * 216 * 2)
+    assert estimate["padded_tokens"] >= estimate["tokens"]
+    items = corpus.plan(corpus.expand([world.pattern]), 2000)
+    assert estimate["read_bytes"] == sum(item.num_bytes for item in items)
+    half = dry_run("build-index", [*commands(world, own)["build-index"], *flags], capsys)
+    assert (half["items"], half["items_done"]) == (9, 5)
+    score = dry_run("score", [*commands(world, own)["score"], *flags], capsys)
+    assert (score["examples"], score["queries"], score["items"]) == (350, 70, 1)
+    assert score["shuffle_bytes"] == 1 * 70 * 2 * 10 * 44
+    patch = dry_run("tail-patch", [*commands(world, own)["tail-patch"], *flags, "--linear_sample", "0"], capsys)
+    ids = {i for result in read_results(str(own / "results.jsonl")) for i in result.proponents.ids}
+    assert (patch["pairs"], patch["steps"]) == (len(read_queries(str(own / "queries.jsonl"))) * 3, len(ids))
+
+
+def test_a_calibration_is_kept_for_another_day(world: World, own: Path, tmp_path: Path, capsys) -> None:
+    words = commands(world, own)["build-index"]
+    kept = tmp_path / "calibration.json"
+    first = dry_run("build-index", [*words, "--save_calibration", str(kept)], capsys)
+    rates = read_rates(str(kept))
+    assert rates.encode_flops is not None and rates.write_bytes is not None
+    again = dry_run("build-index", [*words, "--calibration", str(kept)], capsys)
+    assert again["stages"] == first["stages"]
+    # Rates of the calibration, price of the machine.
+    named = dry_run("build-index", [*words, "--calibration", str(kept), "--machine", "n4-standard-80"], capsys)
+    encoding = next(stage for stage in named["stages"] if stage["name"] == "encoding")
+    assert encoding["parts"][1]["rate"] == rates.encode_flops
+    assert named["money"]["on_demand"] > 0
+
+
+def test_text_for_people(world: World, own: Path, tmp_path: Path, capfd) -> None:
+    prices = tmp_path / "prices.toml"
+    shutil.copy(Path(cli.__file__).parents[1] / "trackstar" / "cost" / "prices.toml", prices)
+    words = [*commands(world, own)["score"], "--dry_run", "--machine", "a3-highgpu-8g", "--prices", str(prices)]
+    assert cli.main(["score", *words]) == 0
+    shown = capfd.readouterr().err
+    for text in (
+        "queries          70, top 10 of both ends",
+        "on 1 × a3-highgpu-8g",
+        "on demand",
+        "check yours",
+        "scan  ",
+    ):
+        assert text in shown
+    assert cli.main(["build-index", *commands(world, own)["build-index"], "--dry_run", "--calibrate", "false"]) == 0
+    shown = capfd.readouterr().err
+    assert "not counted      encoding: reading and tokenizing" in shown
+    assert "no price for this machine" in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dry_run", "--machine", "n4-standard"], "did you mean n4-standard-80?"),
+        (["--dry_run", "--prices", "/nowhere.toml"], "/nowhere.toml"),
+        (["--dry_run", "--calibration", "/nowhere.json"], "/nowhere.json"),
+        (["--dry_run", "--save_calibration", "x", "--calibrate", "false"], "give --calibrate true, too"),
+        (["--machine", "n4-standard-80"], "--machine belongs to --dry_run: give both, or neither"),
+        (["--json"], "--json belongs to --dry_run"),
+        (["--dry_run", "--num_machines", "0"], "'0' is not a whole number above zero"),
+    ],
+)
+def test_flags_that_make_no_sense(world: World, own: Path, capfd, flags: list[str], message: str) -> None:
+    before = state(own)
+    assert cli.main(["build-index", *commands(world, own)["build-index"], *flags]) == cli.EXIT_USAGE
+    assert message in capfd.readouterr().err
+    assert state(own) == before
