@@ -6,11 +6,12 @@ import dataclasses
 import json
 
 from pipelines import cli, flag_types
-from trackstar import storage
+from trackstar import removal, storage
 from trackstar.errors import TrackStarError
 from trackstar.estimate import human_bytes
 from trackstar.index import Index, Snapshot
 from trackstar.indexing import ItemCounts
+from trackstar.removed_items import all_hits, load_removals
 from trackstar.spec import Spec
 
 
@@ -52,14 +53,14 @@ def _contents(index: Index, versions: list[int], snapshot: Snapshot | None, num_
         item = index.has_item(file.key)
         if item is None:
             raise TrackStarError(
-                f"{file.uri}: the snapshot names this file and it is gone; run `trackstar build-index` again"
+                f"{file.uri}: the snapshot names this file and it is gone; run `trackstar verify --repair`"
             )
         counts += ItemCounts.of(item.metadata)
         shards[file.shard] += file.num_rows
         if len(rejects) < num_rejects and int(item.metadata.get("rejected", 0)):
-            rejects += [dataclasses.asdict(reject) for reject in index.rejects([file.key])][
-                : num_rejects - len(rejects)
-            ]
+            first = index.rejects_of(file.key)[: num_rejects - len(rejects)]
+            rejects += [dataclasses.asdict(reject) for reject in first]
+    contents["take_downs"] = _take_downs(index, snapshot)
     contents["snapshot"] = {
         "version": snapshot.version,
         "files": len(snapshot.files),
@@ -70,10 +71,27 @@ def _contents(index: Index, versions: list[int], snapshot: Snapshot | None, num_
     return {**contents, "files_not_in_snapshot": len(files - {file.key for file in snapshot.files}), "rejects": rejects}
 
 
+def _take_downs(index: Index, snapshot: Snapshot) -> dict:
+    """How much was taken down, and how many rows of the snapshot that hides until the files are written without it."""
+    removals = load_removals(index)
+    rows: collections.Counter[str] = collections.Counter()
+    counted: dict[str, set[str]] = collections.defaultdict(set)
+    for hit in all_hits(index) if removals.ids else []:
+        if not counted[hit.file].issuperset(hit.ids):  # two take-downs may name the same
+            rows[hit.file] += hit.rows
+            counted[hit.file].update(hit.ids)
+    hidden = sum(
+        file.num_rows if file.shard in removals.shards else min(rows[file.key], file.num_rows)
+        for file in snapshot.files
+    )
+    entries = removal.take_downs(index.uri)
+    return {"entries": len(entries), "ids": len(removals.ids), "shards": len(removals.shards), "hidden_rows": hidden}
+
+
 def _text(contents: dict, spec: Spec) -> str:
     lines = [f"index     {contents['index']}", f"spec      {contents['hash']}"]
     lines += [f"  {name:<22} {value}" for name, value in contents["spec"].items()]
-    lines.append(f"encoding  d = {spec.dimension:,}, {human_bytes(spec.bytes_per_encoding)} each")
+    lines.append(f"encoding  {spec.describe_blocks()}; {human_bytes(spec.bytes_per_encoding)} each")
     versions = contents["versions"]
     lines.append(f"versions  {', '.join(map(str, versions)) if versions else 'none: run `trackstar build-index`'}")
     snapshot = contents["snapshot"]
@@ -87,6 +105,14 @@ def _text(contents: dict, spec: Spec) -> str:
             f"  records rejected     {snapshot['rejected']:,}",
             f"  files                {snapshot['files']:,} ({human_bytes(snapshot['bytes'])})",
         ]
+        downs = contents["take_downs"]
+        if downs["entries"]:
+            hidden = f"{downs['hidden_rows']:,} rows still in the files are hidden"
+            lines += [
+                f"  records taken down   {snapshot['removed']:,} left out of the files; {hidden}",
+                f"  take-downs           {downs['entries']:,}: {downs['ids']:,} ids, {downs['shards']:,} shards "
+                "(`trackstar remove --list`)",
+            ]
         shards = list(snapshot["rows_by_shard"].items())
         lines += [f"  {rows:>12,} rows of {shard}" for shard, rows in shards[:20]]
         lines += [f"  … and {len(shards) - 20:,} more shards"] if len(shards) > 20 else []

@@ -68,8 +68,10 @@ def find_hits(index: Index, keys: Iterable[str], removals: Removals, tell: Tell 
     if not removals.ids:
         return []
     hits = []
+    rejects = index.keys_with_rejects()
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
-        for done, hit in enumerate(pool.map(lambda key: _look(index, key, removals), sorted(keys)), start=1):
+        looks = pool.map(lambda key: _look(index, key, removals, key in rejects), sorted(keys))
+        for done, hit in enumerate(looks, start=1):
             tell(done)
             if hit is not None:
                 hits.append(hit)
@@ -223,7 +225,7 @@ def predecessor(
     return min(usable, default=None)
 
 
-def _look(index: Index, key: str, removals: Removals) -> Hit | None:
+def _look(index: Index, key: str, removals: Removals, has_rejects: bool) -> Hit | None:
     uri = index.item_uri(key)
     if not storage.exists(uri):
         return None
@@ -238,7 +240,7 @@ def _look(index: Index, key: str, removals: Removals) -> Hit | None:
     names = column.combine_chunks().cast(pa.string())
     rows = removals.rows(names)
     covered = names.filter(pa.array(rows)).to_pylist() if rows is not None else []
-    rejected = [reject.name for reject in index.rejects([key])]
+    rejected = [reject.name for reject in index.rejects_of(key)] if has_rejects else []
     ids = {matched for name in [*covered, *rejected] if (matched := removals.matched(name)) is not None}
     return Hit(key, tuple(sorted(ids)), len(covered)) if ids else None
 

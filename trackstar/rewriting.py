@@ -75,7 +75,7 @@ class _Rewriting:
 
     def _footer(self) -> dict[str, str]:
         kept = []
-        for reject in self._index.rejects([self._old.key]):
+        for reject in self._index.rejects_of(self._old.key):
             if self._removals.covers(reject.name):
                 self._positions.add(reject.position)
                 self._counts.rejected -= 1

@@ -118,9 +118,18 @@ def test_results_are_without_it_at_once_and_files_after_the_next_build(
     assert digests(fresh) == {name: digest for name, digest in after.items() if name in kept}
 
 
-def test_a_second_take_down_of_the_same_item(world: World, own: Path, tmp_path: Path) -> None:
+def test_a_second_take_down_of_the_same_item(
+    world: World, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The file that was written without the first one is hit, too; and a killed take-down is finished by the build."""
-    assert remove(own, ["1-3"]) == 0 and world.build(own) == 0
+    assert remove(own, ["1-3"]) == 0 and remove(own, ["1-3"]) == 0
+    assert cli.main(["inspect", str(own)]) == 0
+    shown = capsys.readouterr().out
+    assert "records taken down   0 left out of the files; 1 rows still in the files are hidden" in shown
+    assert "take-downs           2: 1 ids, 0 shards" in shown
+    assert world.build(own) == 0
+    assert cli.main(["inspect", str(own)]) == 0
+    assert "records taken down   1 left out of the files; 0 rows still" in capsys.readouterr().out
     first = Index.open(str(own)).snapshot()
     entry = TakeDown.new(["1-4"], [], "", 1, 0, 0)  # published, and killed before it looked through the files
     entry.publish(str(own))
@@ -219,6 +228,30 @@ def test_passages_of_split_documents(world: World, tmp_path: Path) -> None:
     shutil.rmtree(index / "encodings")
     assert world.build(index) == 0
     assert digests(index).items() <= copied.items()
+
+
+def test_a_reindex_writes_what_was_hit_without_reading_a_document(
+    world: World, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a vacuum deletes the old files, whatever the retention; nothing says what was taken down any more."""
+    index = Index.open(str(own))
+    victim = pq.read_table(index.snapshot().files[0].uri)
+    name, text = victim["example_id"][0].as_py(), victim["text"][0].as_py()
+    assert text in texts(own)
+    assert remove(own, [name]) == 0
+    words = ["--corpus", world.pattern, "--model", str(tmp_path / "no model is needed"), "--index", str(own)]
+    assert cli.main(["reindex", *words, "--vacuum_days", "30", "--drift_sample", "0"]) == 0
+    assert "rewriting done: 1/1 items" in capsys.readouterr().err
+    assert index.versions()[-1] == 1 and index.snapshot().num_rows == 349
+    assert len(digests(own)) == len(index.snapshot().files)
+    assert text not in texts(own)
+    assert verify_passes(own)
+    assert cli.main(["reindex", *words, "--drift_sample", "0"]) == 0
+    assert "nothing has changed since version 1" in capsys.readouterr().err
+
+
+def verify_passes(index: Path) -> bool:
+    return cli.main(["verify", "--index", str(index)]) == 0
 
 
 def test_the_log_and_what_is_refused(world: World, own: Path, capfd: pytest.CaptureFixture[str]) -> None:
