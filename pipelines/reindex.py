@@ -17,6 +17,7 @@ from pipelines.build_index import Encoded, encode_items, encoder_source, estimat
 from pipelines.corpus import add_corpus_arguments, add_reject_argument
 from pipelines.costs import add_cost_arguments
 from pipelines.progress import say
+from pipelines.standing_sets import Scanning, carry_over, update_all
 from pipelines.workers import add_model_arguments
 from trackstar import drift, manifest, reindexing, removal
 from trackstar.encoder import EncoderSource
@@ -70,6 +71,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "mount; 1 allows everything",
     )
     add_cost_arguments(parser)
+    parser.add_argument(
+        "--update_standing",
+        type=options.boolean,
+        default=True,
+        metavar="true|false",
+        help="afterwards bring the proponents of standing queries up to date (`trackstar standing`)",
+    )
     group = parser.add_argument_group("retention")
     group.add_argument(
         "--vacuum_days",
@@ -179,6 +187,8 @@ def after_commit(args: argparse.Namespace, beam_args: Sequence[str], index: Inde
         plan = plan_vacuum(index, args.vacuum_days)
         vacuum(index, plan)
         say(f"{index.uri}: deleted {plan.describe()}")
+    if args.update_standing:
+        update_all(index, Scanning(args.device, beam_args=beam_args))
 
 
 def _plan(args: argparse.Namespace, index: Index) -> Plan:
@@ -198,6 +208,8 @@ def _switch(args: argparse.Namespace, beam_args: list[str], old: Index) -> int:
         removal.carry_over(old.uri, new.uri)
         plan = _plan_anew(args, new, old)
         changes = reindex(new, plan, encoder_source(args, new), beam_args, lock, args.max_reject_fraction)
+        if args.update_standing:
+            carry_over(old, new, encoder_source(args, new), beam_args)
         new.supersede(old)
         removal.carry_over(old.uri, new.uri)  # what was taken down while it was built hides there at once, too
         say(f"{old.uri}: whoever opens it from now on is led to {new.uri}; what it holds stays until you delete it")

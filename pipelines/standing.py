@@ -23,56 +23,27 @@ import apache_beam as beam
 from pipelines import cli, flag_types, options, runner
 from pipelines.build_index import encoder_source
 from pipelines.errors import PipelineError
-from pipelines.progress import Progress, say
-from pipelines.score import (
-    Scan,
-    ScanIndex,
-    Tops,
-    WriteResults,
-    add_ranking_arguments,
-    add_scan_arguments,
-    encode_queries,
-    group_files,
-    save_removals,
-    scan_threads,
+from pipelines.progress import say
+from pipelines.score import WriteResults, add_ranking_arguments, add_scan_arguments
+from pipelines.standing_sets import (
+    Scanning,
+    bring_up_to_date,
+    create,
+    describe_update,
+    go_on,
+    load_tops,
+    update_each,
 )
 from pipelines.workers import add_model_arguments
-from trackstar import standing_report, storage
 from trackstar.errors import TrackStarError
-from trackstar.estimate import human_bytes
-from trackstar.index import DataFile, Index
-from trackstar.query_encoding import prepare_queries, queries_key
+from trackstar.index import Index
 from trackstar.results import read_queries
-from trackstar.scoring import ScanSettings
 from trackstar.standing import Settings, StandingSet, check_new_name, lock, names_of, remove
-from trackstar.standing_state import State, tops_from_bytes, tops_to_bytes
-from trackstar.standing_update import Contents, Work, plan, update
+from trackstar.standing_update import Contents
 
 _RANKING = ("top_k", "opponents", "task_hessian", "keep_task_hessian", "task_mixing", "unit_norm")
 _MODEL = ("model", "threads_per_worker", "allow_low_coverage")
 _SCAN = ("device", "scan_bytes", "scan_threads")
-
-
-@dataclasses.dataclass(frozen=True)
-class Scanning:
-    """How a run scans.
-
-    Args:
-        device: "auto", "cpu" or a CUDA device.
-        scan_bytes: Bytes that one element of work scans.
-        scan_threads: Threads a worker; 0: the cores' share.
-        beam_args: Beam's flags.
-    """
-
-    device: str = "auto"
-    scan_bytes: int = 4 << 30
-    scan_threads: int = 0
-    beam_args: Sequence[str] = ()
-
-    @classmethod
-    def of(cls, args: argparse.Namespace, beam_args: Sequence[str]) -> "Scanning":
-        """As the flags say."""
-        return cls(args.device, args.scan_bytes, args.scan_threads, beam_args)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,29 +91,23 @@ def add(args: argparse.Namespace, beam_args: list[str]) -> None:
     check_new_name(index, args.name)
     index.snapshot()  # says if there is none
     queries = read_queries(args.queries)
+    settings = Settings(
+        query_set=args.query_set or PurePosixPath(args.queries).name.split(".")[0],
+        top_k=args.top_k,
+        spare=args.top_k if args.spare is None else args.spare,
+        opponents=args.opponents,
+        unit_norm=args.unit_norm,
+        task_hessian=args.task_hessian,
+        task_mixing=args.task_mixing,
+    )
+    source = encoder_source(args, index)
     with lock(index, "standing add"):
-        work = storage.join(index.uri, "queries", queries_key(index.spec.hash, queries) + "-standing")
-        parts = encode_queries(queries, encoder_source(args, index), work, beam_args)
-        prepared = prepare_queries(index, parts, args.task_hessian, args.task_mixing, args.keep_task_hessian, say)
-        settings = Settings(
-            spec_hash=index.spec.hash,
-            query_set=args.query_set or PurePosixPath(args.queries).name.split(".")[0],
-            num_queries=len(queries),
-            top_k=args.top_k,
-            spare=args.top_k if args.spare is None else args.spare,
-            opponents=args.opponents,
-            unit_norm=args.unit_norm,
-            task_hessian=args.task_hessian,
-            mixing=prepared.mixing,
-            changes=prepared.change is not None,
-        )
-        standing = StandingSet.create(index, args.name, settings, queries, prepared)
-        storage.delete(work)
+        standing = create(index, args.name, settings, queries, source, beam_args, args.keep_task_hessian)
         try:
             bring_up_to_date(index, standing, Scanning.of(args, beam_args))
         except TrackStarError as error:
             raise PipelineError(
-                f"standing queries {args.name}: added, but not ranked yet: {error}\n{_go_on(index)}",
+                f"standing queries {args.name}: added, but not ranked yet: {error}\n{go_on(index)}",
                 getattr(error, "details", ""),
             ) from error
 
@@ -155,26 +120,10 @@ def update_sets(args: argparse.Namespace, beam_args: list[str]) -> None:
         say(f"{index.uri}: no standing queries")
     if args.dry_run:
         for name in names:
-            standing = StandingSet.open(index, name)
-            state, contents = _begin(standing, args.rescan), Contents.of(index)
-            work = plan(state, contents, standing.settings.top_k)
-            say(f"{_from_to(standing, standing.state(), contents)} would scan {_describe(work, contents)}")
+            say(describe_update(index, StandingSet.open(index, name), args.rescan))
         return
     with lock(index, "standing update"):
-        _update_each(index, names, Scanning.of(args, beam_args), args.rescan)
-
-
-def update_all(index: Index, scanning: Scanning) -> None:
-    """Brings all sets of an index up to date; for whoever committed to it.
-
-    Raises:
-        PipelineError: a set could not be; the others were, and the index is whole: the message says how to go on.
-        BusyError: another process is updating them.
-    """
-    names = names_of(index)
-    if names:
-        with lock(index, "standing update"):
-            _update_each(index, names, scanning)
+        update_each(index, names, Scanning.of(args, beam_args), args.rescan)
 
 
 def write_results(args: argparse.Namespace, beam_args: list[str]) -> None:
@@ -223,126 +172,6 @@ def remove_set(args: argparse.Namespace, beam_args: list[str]) -> None:
     with lock(index, "standing remove"):
         remove(index, args.name)
     say(f"{index.uri}: standing queries {args.name} are deleted")
-
-
-def bring_up_to_date(index: Index, standing: StandingSet, scanning: Scanning, rescan: bool = False) -> None:
-    """Updates one set to the index as it is now, and reports what changed; call it under the lock.
-
-    Raises:
-        TrackStarError: something went wrong; the set's last state is as it was.
-    """
-    contents, before = Contents.of(index), standing.state()
-    if before.version == contents.snapshot.version and contents.holds(before) and not rescan:
-        say(f"standing queries {standing.name}: up to date with version {before.version}")
-        return
-
-    def scan(files: Sequence[DataFile], numbers: Sequence[int] | None) -> Tops:
-        return _scan(standing, contents, files, numbers, scanning)
-
-    after, work = update(_begin(standing, rescan), contents, standing.settings.top_k, scan)
-    lines = [f"{_from_to(standing, before, contents)} scanned {_describe(work, contents)}"]
-    if before.version >= 0:
-        changes = standing_report.compare(before, after, contents, standing.queries(), standing.settings.top_k)
-        report = standing.changes_uri(after)
-        standing_report.write(report, changes, after.version, before.version)
-        lines += [*standing_report.summary(changes, standing.settings.num_queries), f"  all of it: {report}"]
-    standing.save(after, before)
-    storage.delete(standing.work_uri)
-    say("\n".join(lines))
-
-
-def save_tops(tops: Tops | None, uri: str) -> None:
-    """Leaves the rankings of a scan in a file."""
-    if tops is None:
-        raise TrackStarError("the scan gave nothing: the pipeline lost its elements")
-    storage.write_bytes(uri, tops_to_bytes(tops))
-
-
-def load_tops(index_uri: str, name: str) -> Tops:
-    """A set's last rankings, with the files' URIs."""
-    index = Index.open(index_uri)
-    standing = StandingSet.open(index, name)
-    proponents, opponents = (
-        None if top is None else dataclasses.replace(top, uris=tuple(map(index.item_uri, top.uris)))
-        for top in standing.state().tops(standing.settings.top_k)
-    )
-    assert proponents is not None
-    return proponents, opponents
-
-
-def _scan(
-    standing: StandingSet,
-    contents: Contents,
-    files: Sequence[DataFile],
-    numbers: Sequence[int] | None,
-    scanning: Scanning,
-) -> Tops:
-    """Runs the pipeline that scores some files, for all queries or some."""
-    settings, beam_args = standing.settings, scanning.beam_args
-    name = standing.scan_name(files, numbers, contents.removals)
-    uri = storage.join(standing.work_uri, f"{name}.parquet")
-    if not storage.exists(uri):  # else a run that broke off has done it
-        queries_uri = standing.queries_uri
-        if numbers is not None:
-            queries_uri = storage.join(standing.work_uri, f"{name}.safetensors")
-            standing.save_some(numbers, queries_uri)
-        scan = Scan(
-            queries_uri,
-            standing.change_uri,
-            ScanSettings(settings.capacity, settings.opponents, settings.unit_norm, scanning.device),
-            scan_threads(scanning.scan_threads, beam_args),
-            save_removals(contents.removals, standing.work_uri),
-        )
-        shown = [file for file in files if file.shard not in contents.removals.shards]
-        elements = group_files(shown, scanning.scan_bytes)
-        total = float(sum(file.num_bytes for file in shown))
-        with Progress("scanning", total, len(elements), "examples", enabled=runner.is_local(beam_args)) as progress:
-            transform = ScanIndex(elements, scan, progress.reporter)
-            runner.run_pipeline(
-                lambda pipeline: pipeline | transform | "SaveTops" >> beam.Map(save_tops, uri), beam_args
-            )
-    return tops_from_bytes(storage.read_bytes(uri), uri)
-
-
-def _update_each(index: Index, names: Sequence[str], scanning: Scanning, rescan: bool = False) -> None:
-    failures, details = [], []
-    for name in names:
-        try:
-            bring_up_to_date(index, StandingSet.open(index, name), scanning, rescan)
-        except TrackStarError as error:
-            failures.append(f"{name}: {error}")
-            details.append(getattr(error, "details", ""))
-    if failures:
-        shown = "\n  ".join(failures)
-        raise PipelineError(
-            f"{len(failures)} of {len(names)} set(s) of standing queries could not be brought up to date; their last rankings "
-            f"are as they were:\n  {shown}\n{_go_on(index)}",
-            "\n".join(details),
-        )
-
-
-def _begin(standing: StandingSet, rescan: bool) -> State:
-    settings = standing.settings
-    return State.empty(settings.num_queries, settings.capacity, settings.opponents) if rescan else standing.state()
-
-
-def _go_on(index: Index) -> str:
-    return f"The index is whole. Mend this and run `trackstar standing update --index {index.uri}`."
-
-
-def _from_to(standing: StandingSet, before: State, contents: Contents) -> str:
-    start = "" if before.version < 0 else f"version {before.version} → "
-    return f"standing queries {standing.name}: {start}version {contents.snapshot.version}:"
-
-
-def _describe(work: Work, contents: Contents) -> str:
-    files = contents.snapshot.files
-    total = sum(file.num_bytes for file in files)
-    text = (
-        f"{work.num_files:,} of {len(files):,} files ({human_bytes(work.num_bytes)} of {human_bytes(total)}), "
-        f"{len(work.added):,} of them new"
-    )
-    return f"{text}; {len(work.again):,} queries against all files" if work.again else text
 
 
 @dataclasses.dataclass(frozen=True)

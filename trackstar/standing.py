@@ -41,29 +41,31 @@ class Settings:
     """What `standing.json` holds.
 
     Args:
-        spec_hash: Spec of the index that the queries were encoded for.
         query_set: The results' field query_set.
-        num_queries: Q.
         top_k: Proponents, and opponents, of a query.
         spare: Further rows that a state keeps of each query, so that a query which loses some need not be scored anew.
         opponents: Whether the lowest scores are looked for, too.
         unit_norm: As in `ScanSettings`.
-        task_hessian: Which R_eval was asked for; for the reader.
-        mixing: λ; for the reader.
+        task_hessian: Which R_eval was asked for.
+        task_mixing: Which λ was asked for; None: by the crossing rule.
+        spec_hash: Spec of the index that the queries were encoded for.
+        num_queries: Q.
+        mixing: λ, as it is.
         changes: Whether there is a change of preconditioner.
         digest: Hash of the queries and their encodings: states of other queries are told by it.
     """
 
-    spec_hash: str
     query_set: str
-    num_queries: int
     top_k: int
     spare: int
     opponents: bool
     unit_norm: bool
     task_hessian: str
-    mixing: float
-    changes: bool
+    task_mixing: float | None
+    spec_hash: str = ""
+    num_queries: int = 0
+    mixing: float = 0.0
+    changes: bool = False
     digest: str = ""
 
     @property
@@ -89,7 +91,7 @@ class StandingSet:
         Args:
             index: Its index.
             name: Letters, digits, ".", "_" and "-", 64 at most.
-            settings: `digest` is filled in.
+            settings: As wished for; what follows from the other arguments is filled in.
             queries: The queries.
             prepared: Their encodings.
 
@@ -106,7 +108,14 @@ class StandingSet:
         digest = hashlib.sha256(content)
         for uri in files:
             digest.update(storage.read_bytes(uri))
-        settings = dataclasses.replace(settings, digest=digest.hexdigest()[:16])
+        settings = dataclasses.replace(
+            settings,
+            spec_hash=index.spec.hash,
+            num_queries=len(queries),
+            mixing=prepared.mixing,
+            changes=prepared.change is not None,
+            digest=digest.hexdigest()[:16],
+        )
         text = json.dumps({"format": _FORMAT, "name": name, **dataclasses.asdict(settings)}, indent=2) + "\n"
         storage.write_bytes(storage.join(folder, _SETTINGS), text.encode())
         return cls(index, name, settings)

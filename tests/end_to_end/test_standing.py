@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import cli
-from pipelines.standing import Scanning, update_all
+from pipelines.standing_sets import Scanning, update_all
 from tests.end_to_end.world import MODIFIED, World, sentences
 from trackstar.errors import TrackStarError
 from trackstar.index import Index
@@ -43,6 +43,11 @@ def run(world: World, index: Path, action: str, *more: str) -> int:
     return cli.main(["standing", action, "--index", str(index), *words.get(action, []), *threads, *more])
 
 
+def reindex(world: World, index: Path, *more: str) -> int:
+    words = ["--corpus", world.pattern, "--model", str(world.model), "--index", str(index), "--drift_sample", "0"]
+    return cli.main(["reindex", *words, *more])
+
+
 def scored(world: World, index: Path, name: str) -> bytes:
     """What a scan of everything says."""
     output = world.root / name
@@ -74,30 +79,8 @@ def change_corpus(folder: Path) -> None:
     shard(folder, "new.jsonl", [f"new-{i}" for i in range(30)], sentences(30, 78))
 
 
-def test_standing_queries_follow_the_index(own: tuple[World, Path], capfd: pytest.CaptureFixture[str]) -> None:
-    world, index = own
-    assert run(world, index, "add", "--name", "facts") == 0
-    first = scored(world, index, "queries.before.jsonl")
-    assert followed(world, index) == first
-    assert not list((index / "standing" / "facts").glob("changes-*"))  # nothing to compare with
-    assert not (index / "standing" / "facts" / "work").exists()
-
-    change_corpus(world.corpus)
-    assert world.build(index) == 0
-    capfd.readouterr()
-    assert run(world, index, "update", "--dry_run") == 0
-    shown = capfd.readouterr().err
-    assert "would scan" in shown
-    assert run(world, index, "list") == 0
-    assert "facts: 3 queries, 6 proponents and opponents each, 6 spare" in capfd.readouterr().out
-    assert run(world, index, "update", "--direct_num_workers=2", "--scan_bytes", "20000") == 0
-    shown = capfd.readouterr().err
-    assert "have new proponents" in shown
-    second = scored(world, index, "queries.after.jsonl")
-    assert second != first
-    assert followed(world, index) == second
-
-    # The report against the two results files. Ids are unique here, so an id is a proponent.
+def check_report(world: World, index: Path, first: bytes, second: bytes) -> None:
+    """The only report against two results files. Ids are unique here, so an id is a proponent."""
     [report] = (index / "standing" / "facts").glob("changes-*.jsonl")
     told = {line["example_id"]: line for line in map(json.loads, report.read_text().splitlines())}
     for before, after in zip(map(json.loads, first.splitlines()), map(json.loads, second.splitlines()), strict=True):
@@ -118,6 +101,43 @@ def test_standing_queries_follow_the_index(own: tuple[World, Path], capfd: pytes
             assert one["previous_score"] == scores[one["proponent_id"]] != one["score"]
     assert told
 
+
+def check_new_index(world: World, index: Path, before: bytes) -> Path:
+    """Another index takes its place, and the sets go over to it."""
+    new = world.root / "new"
+    assert world.fit(new, "--damping", "0.3") == 0
+    assert reindex(world, index, "--new_index", str(new)) == 0
+    fifth = followed(world, index)
+    assert fifth == scored(world, new, "queries.new.jsonl") != before
+    assert (new / "standing" / "facts" / "standing.json").exists()
+    return new
+
+
+def test_standing_queries_follow_the_index(own: tuple[World, Path], capfd: pytest.CaptureFixture[str]) -> None:
+    world, index = own
+    assert run(world, index, "add", "--name", "facts") == 0
+    first = scored(world, index, "queries.before.jsonl")
+    assert followed(world, index) == first
+    assert not list((index / "standing" / "facts").glob("changes-*"))  # nothing to compare with
+    assert not (index / "standing" / "facts" / "work").exists()
+
+    change_corpus(world.corpus)
+    assert reindex(world, index, "--update_standing", "false") == 0
+    capfd.readouterr()
+    assert run(world, index, "update", "--dry_run") == 0
+    shown = capfd.readouterr().err
+    assert "would scan" in shown
+    assert run(world, index, "list") == 0
+    assert "facts: 3 queries, 6 proponents and opponents each, 6 spare" in capfd.readouterr().out
+    assert run(world, index, "update", "--direct_num_workers=2", "--scan_bytes", "20000") == 0
+    shown = capfd.readouterr().err
+    assert "have new proponents" in shown
+    second = scored(world, index, "queries.after.jsonl")
+    assert second != first
+    assert followed(world, index) == second
+
+    check_report(world, index, first, second)
+
     # A take-down changes no file of the index, and the next results are without it.
     best = json.loads(second.splitlines()[0])["proponent_ids"][0]
     TakeDown.new([best], [str(world.corpus / "new.jsonl")], "", 1, 0, 0).publish(str(index))
@@ -126,13 +146,27 @@ def test_standing_queries_follow_the_index(own: tuple[World, Path], capfd: pytes
     assert followed(world, index) == third
     assert len(list((index / "standing" / "facts").glob("state-*"))) == 2
 
+    # The next re-index writes the files without it, and its rows of that are no news.
+    shard(world.corpus, "c.jsonl", ["c-1", "c-2"], sentences(2, 79))
+    capfd.readouterr()
+    assert reindex(world, index, "--vacuum_days", "0") == 0
+    shown = capfd.readouterr().err
+    assert "standing queries facts: version 1 → version 2: scanned" in shown
+    fourth = scored(world, index, "queries.again.jsonl")
+    capfd.readouterr()
+    assert followed(world, index) == fourth
+    assert "standing queries facts: up to date with version 2" in capfd.readouterr().err
+    told = [json.loads(line) for line in max((index / "standing" / "facts").glob("changes-*")).read_text().splitlines()]
+    assert {one["proponent_id"] for line in told for one in line["new"]} <= {"c-1", "c-2"}
+
+    new = check_new_index(world, index, fourth)
     capfd.readouterr()
     assert run(world, index, "update", "--name", "facts") == 0
     assert "up to date" in capfd.readouterr().err
     assert run(world, index, "remove", "--name", "facts") == 0
     assert run(world, index, "list", "--json") == 0
     assert capfd.readouterr().out == ""
-    assert not (index / "standing" / "facts").exists()
+    assert not (new / "standing" / "facts").exists()
 
 
 def test_an_update_that_fails_leaves_all_as_it_was(
