@@ -22,7 +22,7 @@ from pipelines.progress import Progress, Reporter, say
 from pipelines.score import FetchPassages, MergeTops, Passages, Tops, add_query_arguments, query_set_of, write
 from pipelines.workers import OneByOne
 from trackstar.corpus import WorkItem
-from trackstar.cost.commands import estimate_baseline
+from trackstar.cost.evaluation_commands import estimate_baseline
 from trackstar.errors import TrackStarError
 from trackstar.evaluation.bm25 import BM25Settings, query_words
 from trackstar.evaluation.corpus_scan import (

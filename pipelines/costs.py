@@ -29,8 +29,8 @@ _DEFAULTS: dict[str, object] = {
 }
 
 
-def add_cost_arguments(parser: argparse.ArgumentParser) -> None:
-    """--dry_run and what belongs to it."""
+def add_cost_arguments(parser: argparse.ArgumentParser, json: bool = True) -> None:
+    """--dry_run and what belongs to it; without --json for a command that has such a flag already."""
     group = parser.add_argument_group("the dry run")
     group.add_argument(
         "--dry_run",
@@ -60,7 +60,8 @@ def add_cost_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibration", metavar="FILE", help="take the rates that --save_calibration kept of such a machine"
     )
     group.add_argument("--save_calibration", metavar="FILE", help="keep the rates that are measured there")
-    group.add_argument("--json", action="store_true", help="print the estimate as one JSON object")
+    if json:
+        group.add_argument("--json", action="store_true", help="print the estimate as one JSON object")
 
 
 def wanted(args: argparse.Namespace) -> bool:

@@ -27,7 +27,7 @@ from pipelines.progress import Progress, Reporter, say
 from pipelines.workers import OneByOne, add_worker_arguments
 from trackstar import corpus, storage
 from trackstar.corpus import Record
-from trackstar.cost.commands import estimate_tail_patch
+from trackstar.cost.evaluation_commands import estimate_tail_patch
 from trackstar.evaluation import tail_patch_run as runs
 from trackstar.evaluation.tail_patch import TailPatch, TailPatchSettings, TailPatchSource
 from trackstar.evaluation.tail_patch_plan import Plan, make_plan

@@ -11,6 +11,7 @@ from pipelines import cli, runner
 from tests.end_to_end.world import World
 from trackstar import corpus
 from trackstar.cost.rates import read_rates
+from trackstar.index import Index
 from trackstar.results import read_queries, read_results
 
 KEYS = {"wall_seconds", "machine_hours", "money", "stages", "read_bytes", "written_bytes", "shuffle_bytes", "flops"}
@@ -121,7 +122,9 @@ def test_amounts_are_those_of_the_corpus(world: World, own: Path, capsys) -> Non
     estimate = dry_run("build-index", [*words, *flags], capsys)
     assert estimate["items"] == len(list((own / "index" / "encodings").glob("*.parquet")))
     assert estimate["examples"] == pytest.approx(350, rel=0.15)  # from 7 of 14 items, by bytes
-    assert estimate["written_bytes"] == pytest.approx(estimate["examples"] * 216 * 2)
+    assert estimate["written_bytes"] == pytest.approx(
+        estimate["examples"] * Index.open(str(own / "index")).spec.bytes_per_encoding
+    )
     assert estimate["padded_tokens"] >= estimate["tokens"]
     items = corpus.plan(corpus.expand([world.pattern]), 2000)
     assert estimate["read_bytes"] == sum(item.num_bytes for item in items)

@@ -52,6 +52,13 @@ class EncodingShape:
             spec.bytes_per_encoding,
         )
 
+    @classmethod
+    def without_model(cls, spec: Spec) -> "EncodingShape":
+        """Of a spec alone, for what needs no gradients."""
+        preconditioned = spec.preconditioner != "none"
+        rows, columns, blocks = spec.block_rows, spec.block_columns, spec.num_blocks
+        return cls((), 0, rows, columns, blocks, spec.moments, preconditioned, spec.bytes_per_encoding)
+
     @property
     def block_dimension(self) -> int:
         """d_b = d₀·d₁."""
