@@ -10,17 +10,13 @@ import builtins
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import fnmatch
-import functools
 import glob as local_glob
-import hashlib
 import os
 import re
 import shutil
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -28,7 +24,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.fs
 
-from trackstar import object_store, scratch
+from trackstar import local_files, object_store, scratch
 from trackstar.errors import TrackStarError
 from trackstar.object_reader import ObjectReader
 
@@ -36,19 +32,6 @@ FingerprintKind = Literal["modified", "content"]
 """How a file's version is told: by size and modification time (locally) or generation (gs://); or by its content."""
 
 _STREAM_BYTES = 8 << 20
-_REMEDIES = {
-    errno.ENOENT: "check the path",
-    errno.EACCES: "check its permissions, or choose another path",
-    errno.EPERM: "check its permissions, or choose another path",
-    errno.EROFS: "the file system is read-only: choose another path",
-    errno.ENOSPC: "the disk is full: free space, or choose a path on another disk",
-    errno.EDQUOT: "the quota is used up: free space, or choose a path on another disk",
-    errno.EFBIG: "the file exceeds what is allowed here (ulimit -f, or the file system): choose another path",
-    errno.ENOTDIR: "a part of the path is a file: check the path",
-    errno.EEXIST: "a part of the path is a file: check the path",
-    errno.EISDIR: "it is a folder: give the path of a file",
-    errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
-}
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -108,12 +91,12 @@ def info(uri: str, fingerprint: FingerprintKind = "modified") -> FileInfo:
             raise TrackStarError(f"{uri}: cannot be read (no such object); check the path")
         return _info_of_object(object_store.split(uri)[0], found, fingerprint)
     path = normalise(uri)
-    with _explained(uri, "read"):
+    with local_files.explained(uri, "read"):
         stat = os.stat(path)
         if os.path.isdir(path):
             raise IsADirectoryError(errno.EISDIR, "Is a directory")
         if fingerprint == "content":
-            version = _content_hash(path, stat.st_size, stat.st_mtime_ns)
+            version = local_files.content_hash(path, stat.st_size, stat.st_mtime_ns)
         else:
             version = f"{stat.st_size}-{stat.st_mtime_ns}"
         return FileInfo(path, stat.st_size, version, modified=stat.st_mtime)
@@ -161,7 +144,7 @@ def open_input(uri: str) -> pa.NativeFile:
     """
     if is_object(uri):
         return pa.PythonFile(ObjectReader(uri), mode="r")
-    with _explained(uri, "read"):
+    with local_files.explained(uri, "read"):
         return pyarrow.fs.LocalFileSystem().open_input_file(normalise(uri))
 
 
@@ -177,7 +160,7 @@ def open_stream(uri: str) -> pa.NativeFile:
     """Opens for reading from the first byte to the last, as stored: nothing is decompressed."""
     if is_object(uri):
         return pa.PythonFile(ObjectReader(uri, read_ahead=_STREAM_BYTES), mode="r")
-    with _explained(uri, "read"):
+    with local_files.explained(uri, "read"):
         return pyarrow.fs.LocalFileSystem().open_input_stream(
             normalise(uri), compression=None, buffer_size=_STREAM_BYTES
         )
@@ -187,7 +170,7 @@ def read_bytes(uri: str) -> bytes:
     """The whole file."""
     if is_object(uri):
         return object_store.read(uri)
-    with open_stream(uri) as source, _explained(uri, "read"):
+    with open_stream(uri) as source, local_files.explained(uri, "read"):
         return source.read()
 
 
@@ -210,9 +193,9 @@ def create_exclusive(uri: str, data: bytes) -> bool:
         # The store decides; looking first saves an upload.
         return object_store.find(uri) is None and object_store.write_if(uri, data, 0) is not None
     target = Path(normalise(uri))
-    with _staged_locally(uri, target) as path:
+    with local_files.staged(uri, target) as path:
         path.write_bytes(data)
-        return _linked(path, target)
+        return local_files.linked(path, target)
 
 
 def replace_version(known: FileInfo, data: bytes) -> FileInfo | None:
@@ -227,7 +210,7 @@ def replace_version(known: FileInfo, data: bytes) -> FileInfo | None:
             return None
         generation = object_store.write_if(known.uri, data, found.generation)
         return None if generation is None else FileInfo(known.uri, len(data), str(generation), modified=time.time())
-    with _alone_in_folder(known.uri) as is_there:
+    with local_files.alone_in_folder(Path(normalise(known.uri))) as is_there:
         if not is_there or info(known.uri) != known:
             return None
         write_bytes(known.uri, data)
@@ -243,7 +226,7 @@ def delete_version(known: FileInfo) -> bool:
             and str(found.generation) == known.fingerprint
             and object_store.delete_if(known.uri, found.generation)
         )
-    with _alone_in_folder(known.uri) as is_there:
+    with local_files.alone_in_folder(Path(normalise(known.uri))) as is_there:
         if not is_there or info(known.uri) != known:
             return False
         delete(known.uri)
@@ -265,22 +248,9 @@ def staged(uri: str) -> Iterator[Path]:
             object_store.upload(path, uri)
         return
     target = Path(normalise(uri))
-    with _staged_locally(uri, target) as path:
+    with local_files.staged(uri, target) as path:
         yield path
         os.replace(path, target)
-
-
-@contextlib.contextmanager
-def _staged_locally(uri: str, target: Path) -> Iterator[Path]:
-    """A temporary name in the target's folder; what lies there when the block ends is removed."""
-    path = target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex[:12]}.tmp")
-    with _explained(uri, "written"):
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            yield path
-        finally:
-            with contextlib.suppress(OSError):
-                path.unlink()
 
 
 @contextlib.contextmanager
@@ -302,44 +272,6 @@ def _scratch_for(uri: str) -> Iterator[Path]:
         ) from error
 
 
-def _linked(path: Path, target: Path) -> bool:
-    """Gives the file a second name unless that is taken; returns whether it could."""
-    try:
-        os.link(path, target)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
-            raise
-        try:  # A file system without links: the name is still taken by one alone, though not yet with its content.
-            with open(target, "xb") as sink:
-                sink.write(path.read_bytes())
-        except FileExistsError:
-            return False
-    return True
-
-
-@contextlib.contextmanager
-def _alone_in_folder(uri: str) -> Iterator[bool]:
-    """Holds off every other process that is in such a block for a file of the same local folder.
-
-    Yields:
-        Whether the file is there.
-    """
-    path = Path(normalise(uri))
-    if not path.exists():
-        yield False
-        return
-    with _explained(uri, "replaced"):
-        folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # A network file system without locks: then what is read decides.
-            fcntl.flock(folder, fcntl.LOCK_EX)
-        yield path.exists()
-    finally:
-        os.close(folder)
-
-
 def copy(source: str, target: str) -> None:
     """Copies a file, whole or not at all; between local and store in either direction."""
     if is_object(source) and is_object(target):
@@ -354,7 +286,7 @@ def makedirs(uri: str) -> None:
     """Makes the folder and those above it; in an object store there are no folders to make."""
     path = local_path(uri)
     if path is not None:
-        with _explained(uri, "created as a folder"):
+        with local_files.explained(uri, "created as a folder"):
             path.mkdir(parents=True, exist_ok=True)
 
 
@@ -370,7 +302,7 @@ def delete(uri: str) -> None:
             object_store.delete(bucket, found.name)
         return
     path = Path(normalise(uri))
-    with _explained(uri, "deleted"):
+    with local_files.explained(uri, "deleted"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -410,25 +342,6 @@ def _info_of_object(bucket: str, stored: object_store.StoredObject, fingerprint:
     version = stored.checksum if fingerprint == "content" else str(stored.generation)
     uri = f"{object_store.SCHEME}{bucket}/{stored.name}"
     return FileInfo(uri, stored.size, version, stored.content_encoding, stored.modified)
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def _content_hash(path: str, size: int, mtime_ns: int) -> str:
-    """SHA-256 of the content; `size` and `mtime_ns` are there for the cache to notice a change."""
-    with open(path, "rb") as source:
-        return "sha256:" + hashlib.file_digest(source, "sha256").hexdigest()[:40]
-
-
-@contextlib.contextmanager
-def _explained(where: str, what: str) -> Iterator[None]:
-    """Turns an `OSError` into one sentence: "PATH: cannot be WHAT (reason); remedy"."""
-    try:
-        yield
-    except OSError as error:
-        code = error.errno or (errno.ENOENT if isinstance(error, FileNotFoundError) else None)
-        reason = os.strerror(code) if code else " ".join(str(error).split())[:300]
-        remedy = _REMEDIES.get(code or 0, "check the path and its disk")
-        raise TrackStarError(f"{where}: cannot be {what} ({reason}); {remedy}") from error
 
 
 def list(folder: str) -> "builtins.list[FileInfo]":
