@@ -162,8 +162,10 @@ def delete_if(uri: str, generation: int) -> bool:
     with explained(uri, "be deleted") as attempts:
         try:
             _blob(uri).delete(if_generation_match=generation, **attempts.options)
-        except (api.PreconditionFailed, api.NotFound):
+        except api.PreconditionFailed:
             return False
+        except api.NotFound:
+            return attempts.failed > 0  # the answer to the first request may have been lost
         return True
 
 

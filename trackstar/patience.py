@@ -90,7 +90,8 @@ class Attempts:
     def __init__(self, uri: str, patience: Patience):
         self._uri = uri
         self._patience = patience
-        self._failed = 0
+        self.failed = 0
+        """How many have failed so far."""
         self._started = time.monotonic()
         self._told = False
 
@@ -112,12 +113,12 @@ class Attempts:
         """What was tried and what to do, as a clause for a message."""
         last = brief(error.cause) if error.cause is not None else brief(error)
         return (
-            f"{self._failed} attempts in {self._patience.seconds:g} s failed, the last with: {last}); what is done is kept: "
+            f"{self.failed} attempts in {self._patience.seconds:g} s failed, the last with: {last}); what is done is kept: "
             f"run the command again when the store answers, or be more patient with {VARIABLE}=SECONDS"
         )
 
     def _failed_once(self, error: Exception) -> None:
-        self._failed += 1
+        self.failed += 1
         waited = time.monotonic() - self._started
         if not self._told and waited > _TOLD_AFTER:
             self._told = True
