@@ -158,7 +158,12 @@ def choose_sample(items: Sequence[WorkItem], sample_size: int, num_tasks: int, s
 
     Up to 64 work items are drawn at random (seeded by their own names); each gives records in proportion to its bytes. The
     choice depends on the corpus, the size and the seed alone.
+
+    Raises:
+        TrackStarError: there is nothing to draw from.
     """
+    if not items:
+        raise TrackStarError("the corpus is empty: none of its shards holds a record; check --corpus")
     drawn = sorted(items, key=lambda item: item.key(f"sample/{seed}"))[:_MAX_SAMPLED_ITEMS]
     total = sum(item.num_bytes for item in drawn)
     quotas = (

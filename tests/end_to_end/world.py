@@ -58,9 +58,13 @@ class World:
         """Flags that fit and build-index share."""
         return ["--corpus", self.pattern, "--model", str(self.model), "--index", str(index), "--item_bytes", "2000"]
 
-    def fit(self, index: Path, *more: str) -> int:
+    def fit_words(self, index: Path) -> list[str]:
+        """The command line of fit, for encodings of few dimensions."""
         small = ["--block_rows", "6", "--block_columns", "6", "--sample_size", "120", "--moments", "none"]
-        return cli.main(["fit", *self.flags(index), *small, *more])
+        return ["fit", *self.flags(index), *small]
+
+    def fit(self, index: Path, *more: str) -> int:
+        return cli.main([*self.fit_words(index), *more])
 
     def build(self, index: Path, *more: str) -> int:
         return cli.main(["build-index", *self.flags(index), *more])

@@ -185,9 +185,10 @@ def check_equal(index: Path, target: Target) -> None:
     assert found == rows(target.after)
     assert len(set(found)) == len(found)
     assert commits(index) == commits(target.after)
-    for folder in ("encodings", "rejects", "failures"):
+    for folder in ("", "encodings", "rejects", "failures", "manifests", "checksums/encodings", "checksums/rejects"):
         assert listing(index / folder) == listing(target.after / folder)
-    assert not (index / "write.lock").exists()
+    assert not list((index / "encodings" / "_delta_log").glob("*#*"))
+    assert cli.main(["verify", "--index", str(index)]) == cli.EXIT_DONE
 
 
 def listing(folder: Path) -> list[str]:
