@@ -12,12 +12,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import trackstar
 from deploy.launches import launch_body, plans
 from deploy.settings import EXAMPLE, EXAMPLE_SETTINGS, Settings, SettingsError
 from deploy.templates import container_spec
 from pipelines import driver
 
-EXAMPLE_TAG = "0.1.0"
+EXAMPLE_TAG = trackstar.__version__
 
 
 def rendered(settings: Settings, tag: str) -> dict[str, str]:

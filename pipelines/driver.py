@@ -122,7 +122,9 @@ class Launch:
         if temp is None:
             raise options.UsageError("--temp_location is needed: a folder for what the driver notes down (gs://…)")
         label = f"--labels={LABEL}={args.command}"
-        work = [word for word in beam_args if word not in options.named(beam_args, _DRIVERS)]
+        labels = options.named(beam_args, ["labels"])
+        not_works = {*options.named(beam_args, _DRIVERS), *labels}
+        work = [word for word in beam_args if word not in not_works] + _own_labels(labels)
         account = args.worker_service_account or options.value_of(beam_args, "service_account_email")
         words = [*command_args, *work, f"--job_name={job}{WORK_SUFFIX}", label]
         words += [f"--service_account_email={account}"] if account else []
@@ -140,6 +142,15 @@ class Launch:
             where = [*where, f"--job_name={job}"]
         state_uri = storage.join(temp, "driver", f"{job}-{uuid.uuid4().hex}.json")
         return cls(args.command, words, [*where, label, *machine], state_uri)
+
+
+def _own_labels(words: Sequence[str]) -> list[str]:
+    """--labels without those that Dataflow gives a job of a template, and takes from nobody else: all in one JSON object."""
+    labels: dict[str, str] = {}
+    for word in words:
+        value = word.partition("=")[2]
+        labels |= json.loads(value) if value.startswith("{") else dict([value.split("=", maxsplit=1)])
+    return [f"--labels={name}={value}" for name, value in labels.items() if not name.startswith("goog-")]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,11 +5,13 @@ import logging
 from pathlib import Path
 
 import pytest
+from apache_beam.options.pipeline_options import GoogleCloudOptions
+from apache_beam.runners.dataflow.internal.apiclient import DataflowJobAlreadyExistsError
 
-from pipelines import cli, driver, options
+from pipelines import cli, driver, options, runner
 from pipelines.driver import Launch, RunCommand, State, run_command
 from pipelines.errors import PipelineError
-from trackstar.errors import TrackStarError
+from trackstar.errors import BusyError, TrackStarError
 
 
 @pytest.fixture
@@ -105,6 +107,8 @@ def test_flags_go_where_they_belong():
         "--subnetwork=s",
         "--use_public_ips=false",
         "--template_location=gs://b/job",
+        '--labels={\n "goog-dataflow-provided-template-type": "flex",\n "team": "data"\n}',
+        "--labels=cost=low",
     ]
     launch = Launch.parse(words)
     args, beam_args = options.parse(cli.parser("score"), launch.words)
@@ -123,6 +127,16 @@ def test_flags_go_where_they_belong():
     assert "--no_use_public_ips" in beam_args
     assert "--no_use_public_ips" in launch.driver_args
     assert launch.state_uri.startswith("gs://b/tmp/driver/trackstar-score-")
+    labels = options.pipeline_options(beam_args).view_as(GoogleCloudOptions).labels
+    assert labels == ["team=data", "cost=low", "trackstar-command=score"]
+    assert any("goog-dataflow" in word for word in launch.driver_args)
+
+
+def test_a_job_of_the_same_name_is_another_run(capsys):
+    error = runner._explain(DataflowJobAlreadyExistsError("There is already active job named x with id: y."))
+    assert isinstance(error, BusyError)
+    assert cli._report(error, debug=False) == cli.EXIT_BUSY
+    assert "already active job named x" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -151,8 +165,6 @@ def test_a_words_own_name_stands_for_what_has_no_flag():
 
 
 def test_a_template_is_refused_where_a_command_waits(tmp_path):
-    from pipelines import runner
-
     with pytest.raises(TrackStarError, match="Flex Template"):
         runner.run_pipeline(lambda pipeline: None, [f"--template_location={tmp_path}/t"])
     with pytest.raises(TrackStarError, match="--template_location=gs"):
