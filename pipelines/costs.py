@@ -18,6 +18,8 @@ from trackstar.errors import TrackStarError
 
 _IMPORTED_SECONDS = max(0.0, time.time() - psutil.Process().create_time())
 """From the process's start to here, when all that is heavy is imported: what every process like this one needs to start."""
+FLAGS = ("dry_run", "machine", "num_machines", "prices", "calibrate", "calibration", "save_calibration", "json")
+"""What `add_cost_arguments` adds."""
 _DEFAULTS: dict[str, object] = {
     "machine": HERE,
     "num_machines": None,

@@ -13,6 +13,7 @@ proponents than --spare. It is told in INDEX/standing/NAME/changes-….jsonl whi
 
 import argparse
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
@@ -20,8 +21,9 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipelines import cli, flag_types, options, runner
+from pipelines import cli, costs, flag_types, options, runner
 from pipelines.build_index import encoder_source
+from pipelines.costs import add_cost_arguments
 from pipelines.errors import PipelineError
 from pipelines.progress import say
 from pipelines.score import WriteResults, add_ranking_arguments, add_scan_arguments
@@ -30,6 +32,7 @@ from pipelines.standing_sets import (
     bring_up_to_date,
     create,
     describe_update,
+    estimate_update,
     go_on,
     load_tops,
     update_each,
@@ -69,11 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="score every file again, as if the set were new; the report stays a comparison",
     )
-    group.add_argument("--dry_run", action="store_true", help="say what would be scanned, and scan nothing")
+    add_cost_arguments(parser, json=False)
     group = parser.add_argument_group("standing results")
     group.add_argument("--output", metavar="FILE", help="results, JSONL")
-    group = parser.add_argument_group("standing list")
-    group.add_argument("--json", action="store_true", help="print one JSON object a set instead of text")
+    group = parser.add_argument_group("standing list, standing update --dry_run")
+    group.add_argument(
+        "--json", action="store_true", help="print one JSON object a set (update: an estimate) instead of text"
+    )
     add_scan_arguments(parser.add_argument_group("the scan (add, update, results)"))
 
 
@@ -118,9 +123,12 @@ def update_sets(args: argparse.Namespace, beam_args: list[str]) -> None:
     names = [args.name] if args.name else names_of(index)
     if not names:
         say(f"{index.uri}: no standing queries")
-    if args.dry_run:
+    if costs.wanted(args):
         for name in names:
-            say(describe_update(index, StandingSet.open(index, name), args.rescan))
+            standing = StandingSet.open(index, name)
+            say(describe_update(index, standing, args.rescan))
+            scanning = Scanning.of(args, beam_args)
+            costs.dry_run(args, beam_args, functools.partial(estimate_update, index, standing, scanning, args.rescan))
         return
     with lock(index, "standing update"):
         update_each(index, names, Scanning.of(args, beam_args), args.rescan)
@@ -212,7 +220,7 @@ class _Action:
 
 _ACTIONS = {
     "add": _Action(add, ("name", "queries", "model"), ("query_set", "spare", *_RANKING, *_MODEL, *_SCAN)),
-    "update": _Action(update_sets, (), ("name", "rescan", "dry_run", *_SCAN)),
+    "update": _Action(update_sets, (), ("name", "rescan", *costs.FLAGS, *_SCAN)),
     "results": _Action(write_results, ("name", "output"), _SCAN),
     "list": _Action(list_sets, (), ("json",), runs_pipelines=False),
     "remove": _Action(remove_set, ("name",), (), runs_pipelines=False),

@@ -11,10 +11,14 @@ from pipelines.errors import PipelineError
 from pipelines.progress import Progress, say
 from pipelines.score import Scan, ScanIndex, Tops, encode_queries, group_files, save_removals, scan_threads
 from trackstar import standing_report, storage
+from trackstar.cost.basis import Basis
+from trackstar.cost.commands import Estimated, PlannedScan, estimate_scans
 from trackstar.encoder import EncoderSource
 from trackstar.errors import BusyError, TrackStarError
 from trackstar.estimate import human_bytes
 from trackstar.index import DataFile, Index
+from trackstar.models import choose_device
+from trackstar.queries import QuerySet
 from trackstar.query_encoding import prepare_queries, queries_key
 from trackstar.results import Query
 from trackstar.scoring import ScanSettings
@@ -166,6 +170,26 @@ def describe_update(index: Index, standing: StandingSet, rescan: bool) -> str:
     contents = Contents.of(index)
     work = plan(_begin(standing, rescan), contents, standing.settings.top_k)
     return f"{_from_to(standing, standing.state(), contents)} would scan {_describe(work, contents)}"
+
+
+def estimate_update(index: Index, standing: StandingSet, scanning: Scanning, rescan: bool, basis: Basis) -> Estimated:
+    """What these scans would take at most."""
+    settings = standing.settings
+    work = plan(_begin(standing, rescan), Contents.of(index), settings.top_k)
+    scans = [
+        PlannedScan(files, len(group_files(files, scanning.scan_bytes)), queries)
+        for files, queries in ((work.added, settings.num_queries), (work.others, len(work.again)))
+    ]
+    return estimate_scans(
+        "standing update",
+        index.spec,
+        scans,
+        QuerySet.load(standing.queries_uri),
+        ScanSettings(settings.capacity, settings.opponents, settings.unit_norm, str(choose_device(scanning.device))),
+        settings.task_hessian,
+        scan_threads(scanning.scan_threads, scanning.beam_args),
+        basis,
+    )
 
 
 def save_tops(tops: Tops | None, uri: str) -> None:

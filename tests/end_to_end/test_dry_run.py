@@ -153,6 +153,25 @@ def test_a_calibration_is_kept_for_another_day(world: World, own: Path, tmp_path
     assert named["money"]["on_demand"] > 0
 
 
+def test_standing_queries(world: World, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    index = tmp_path / "index"
+    shutil.copytree(own / "index", index)
+    words = ["--index", str(index), "--name", "facts"]
+    queries = ["--queries", str(own / "queries.jsonl"), *model_flags(world), "--top_k", "3"]
+    assert cli.main(["standing", "add", *words, *queries]) == 0
+    before = state(index)
+    monkeypatch.setattr(runner, "run_pipeline", None)
+    capsys.readouterr()
+    estimate = dry_run("standing", ["update", *words, "--rescan"], capsys)
+    assert (estimate["command"], estimate["examples"], estimate["queries"]) == ("standing update", 350, 70)
+    assert estimate["not_counted"] == []
+    assert [stage["name"] for stage in estimate["stages"]] == ["start-up", "scan", "merge"]
+    idle = dry_run("standing", ["update", *words], capsys)  # up to date: nothing is to be scored
+    assert idle["examples"] == 0
+    assert [stage["name"] for stage in idle["stages"]] == ["start-up"]
+    assert state(index) == before
+
+
 def test_text_for_people(world: World, own: Path, tmp_path: Path, capfd) -> None:
     prices = tmp_path / "prices.toml"
     shutil.copy(Path(cli.__file__).parents[1] / "trackstar" / "cost" / "prices.toml", prices)
