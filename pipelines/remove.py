@@ -1,8 +1,9 @@
 """Takes examples down: from now on no result shows them, whatever version of the index is asked.
 
 Their rows stay in the files until the corpus is indexed again (`trackstar reindex` or `trackstar build-index`), which writes the
-files that hold them anew without them, and until old files are deleted (`trackstar reindex --vacuum_days 0`). A take-down holds
-for ever: an id that comes back in another shard stays out. Each is an entry of the log in INDEX/removed, shown by --list.
+files that hold them anew without them, and until the old files are deleted (`trackstar reindex --vacuum_days N`: whatever N is).
+A take-down holds for ever: an id that comes back in another shard stays out. Each is an entry of the log in INDEX/removed, shown
+by --list.
 """
 
 import argparse
@@ -65,8 +66,8 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
         return cli.EXIT_DONE
     entry = take_down(index, request.removals, request.hits, request.keys, args.reason, request.rows)
     say(
-        f"{args.index}: taken down; no result shows it from now on. Its bytes go with the next `trackstar reindex` and "
-        f"a vacuum (--vacuum_days 0). In the log: {storage.join(index.uri, removal.FOLDER, entry.name)}.jsonl"
+        f"{args.index}: taken down; no result shows it from now on. Its bytes go with the next "
+        f"`trackstar reindex --vacuum_days N`. In the log: {storage.join(index.uri, removal.FOLDER, entry.name)}.jsonl"
     )
     return cli.EXIT_DONE
 

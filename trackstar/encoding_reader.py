@@ -52,7 +52,13 @@ class EncodingReader:
     def __init__(self, uri: str, dimension: int):
         self.uri = uri
         self.dimension = dimension
-        self._source = storage.open_input(uri)
+        source = storage.open_if_there(uri)
+        if source is None:
+            raise TrackStarError(
+                f"{uri}: the index names this file and it is gone; run `trackstar verify --repair`, or if an older --version was "
+                "asked for, take a newer one: what was taken down goes from older ones too"
+            )
+        self._source = source
         self._footer = read_footer(uri, self._source)
         self.num_rows = self._footer.num_rows
         self._file = pq.ParquetFile(self._source, metadata=self._footer)

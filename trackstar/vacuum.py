@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import time
 
-from trackstar import manifest, storage
+from trackstar import checksums, manifest, storage
 from trackstar.errors import TrackStarError
 from trackstar.estimate import human_bytes
 from trackstar.index import Index
@@ -100,6 +100,8 @@ def vacuum(index: Index, plan: VacuumPlan) -> None:
     with concurrent.futures.ThreadPoolExecutor(_DELETERS) as pool:
         tasks = [pool.submit(index.delete_item, key) for key in keys]
         tasks += [pool.submit(storage.delete, info.uri) for info in plan.others]
+        paths = [info.uri[len(index.uri) + 1 :] for info in plan.others]
+        tasks += [pool.submit(storage.delete, checksums.uri_of(index.uri, path)) for path in paths]
     for task in tasks:
         task.result()
     if plan.first is not None:
