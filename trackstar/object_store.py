@@ -1,8 +1,9 @@
 """Google Cloud Storage: what `storage` needs of it, through Google's own client.
 
 Not through pyarrow's file system: that knows no generation or checksum of a listed object, leaves a truncated object under the
-final name where a stream is closed after an error, waits two minutes for a connection that has gone silent, and would be a
-second place for credentials and retries. Reading pieces of 64 MiB, this client is as fast.
+final name where a stream is closed after an error, holds the interpreter's lock while it waits for a store that fails (so that
+no other thread of the process runs), ends in words that do not say why, and would be a second place for credentials and
+retries. Reading pieces of 64 MiB, this client is as fast.
 
 Every request is tried again while its errors are of the passing kind (`patience`), uploads too: an object's name follows from
 its content or its input, so that a second upload writes the same once more.
