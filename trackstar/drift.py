@@ -5,6 +5,9 @@ like those of the fit, the mean of its outer product would be R̃ = (R + δI)^(-
 the relative Frobenius distance of the two, ‖mean − R̃‖ / ‖R̃‖, estimated without the bias that a small sample's own noise adds:
 ‖mean‖² comes from products of *different* documents alone. R_train, from a sample itself, never fits documents that it has not
 seen exactly; so the number means something only beside that of as many old documents, and that is how it is reported.
+
+Where encodings are normalised block by block, the blocks' norms are not stored. Then directions are compared: the mean of the
+outer product of block b's direction, with R̃ / tr R̃.
 """
 
 import dataclasses
@@ -78,8 +81,6 @@ def measure(index: Index, fresh: Sequence[DataFile], old: Sequence[DataFile], do
     """
     if index.spec.preconditioner == "none":
         return "the index has no preconditioner"
-    if index.spec.normalisation != "vector":
-        return "encodings are normalised block by block, and their blocks' norms are not stored"
     count = min(
         documents, _MOST, sum(file.num_rows for file in fresh), sum(file.num_rows for file in old) // _OLD_GROUPS
     )
@@ -94,8 +95,12 @@ def measure(index: Index, fresh: Sequence[DataFile], old: Sequence[DataFile], do
     for block, (sigma, u, damping) in enumerate(load_blocks(storage.join(index.uri, "preconditioner"))):
         columns = slice(block * spec.block_dimension, (block + 1) * spec.block_dimension)
         kept = sigma / (sigma + damping)  # eigenvalues of R̃
+        parts = [rows[:, columns] for rows in groups]
+        if spec.normalisation == "block":
+            kept = kept / kept.sum()
+            parts = [torch.nn.functional.normalize(part, dim=1) for part in parts]
         norms.append(float((kept * kept).sum()))
-        distances.append([_squared_distance(rows[:, columns], u.float(), kept, norms[-1]) for rows in groups])
+        distances.append([_squared_distance(part, u.float(), kept, norms[-1]) for part in parts])
     by_block = np.sqrt(np.maximum(np.array(distances), 0.0) / np.array(norms)[:, None])  # [blocks, groups]
     overall = np.sqrt(np.maximum(np.sum(distances, axis=0), 0.0) / np.sum(norms))  # [groups]
     return Drift(

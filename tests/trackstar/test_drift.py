@@ -8,6 +8,7 @@ import torch
 
 from tests.indexes import make_encodings, make_spec, write_file
 from trackstar import drift
+from trackstar.encoder import precondition_and_normalise
 from trackstar.index import Index
 from trackstar.preconditioner import Preconditioner
 
@@ -39,9 +40,8 @@ def gradients(count: int, seed: int, scales: torch.Tensor | None = None) -> torc
 
 def add(index: Index, preconditioner: Preconditioner, number: int, rows: torch.Tensor) -> None:
     """One file of examples with these gradients; commits it beside the others."""
-    under = torch.stack([rows[:, b] @ preconditioner.inverse_root[b] for b in range(2)], dim=1).flatten(1)
-    norms = under.norm(dim=1)
-    write_file(index, number, [make_encodings(under / norms[:, None], grad_norm=norms.numpy(), start=1000 * number)])
+    vectors, norms = precondition_and_normalise(rows, preconditioner.inverse_root, index.spec.normalisation)
+    write_file(index, number, [make_encodings(vectors, grad_norm=norms.numpy(), start=1000 * number)])
     index.commit([item for key in sorted(index.existing_keys()) if (item := index.has_item(key)) is not None])
 
 
@@ -102,6 +102,19 @@ def test_the_advice(tmp_path: Path) -> None:
     assert "trackstar fit" not in found.describe(1e9)
 
 
+def test_directions_where_blocks_are_normalised(tmp_path: Path) -> None:
+    """Longer gradients of the same directions are no drift there; other directions are."""
+    index, preconditioner = make(tmp_path, normalisation="block")
+    add(index, preconditioner, 0, gradients(600, 1))
+    add(index, preconditioner, 1, 5 * gradients(150, 2))
+    assert measure(index, {1}, 150).ratio < 1.4
+    add(index, preconditioner, 2, gradients(150, 3, torch.linspace(0.1, 3, D)))
+    found = measure(index, {2}, 150)
+    assert found.ratio > 1.5
+    assert found.fresh_blocks[1] > 2 * found.old_blocks[1]
+    assert found.fresh_blocks[0] < 1.5 * max(found.old_blocks)
+
+
 def test_where_there_is_nothing_to_compare(tmp_path: Path) -> None:
     index, preconditioner = make(tmp_path / "a")
     add(index, preconditioner, 0, gradients(20, 1))
@@ -110,7 +123,5 @@ def test_where_there_is_nothing_to_compare(tmp_path: Path) -> None:
     assert "too few" in str(drift.measure(index, files[:1], files[1:], 256))
     assert "too few" in str(drift.measure(index, files[1:], files[:1], 256))
     assert "too few" in str(drift.measure(index, files, [], 256))
-    blocks, _ = make(tmp_path / "b", normalisation="block")
-    assert "block by block" in str(drift.measure(blocks, files[1:], files[1:], 256))
     plain = Index.create(str(tmp_path / "c"), make_spec())
     assert "no preconditioner" in str(drift.measure(plain, files, files, 256))
