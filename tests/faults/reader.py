@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Self
 
 ROOT = Path(__file__).parents[2]
-_PAUSE = 0.01
+_PAUSE = 0.2
+_SHORT_PAUSE = 0.005
+_BUSY_SECONDS = 1.0
+"""So long after files came or the log changed, the pauses are short."""
 _PATIENCE = 60.0
 
 
@@ -127,6 +130,11 @@ class _Watcher:
         except Exception as error:
             self._errors.append(f"{type(error).__name__}: {error}")
 
+    def is_busy(self) -> bool:
+        """Whether the index has just changed."""
+        folders = [Path(self._uri) / "encodings", Path(self._uri) / "encodings" / "_delta_log"]
+        return any(time.time() - folder.stat().st_mtime < _BUSY_SECONDS for folder in folders if folder.exists())
+
     def report(self) -> str:
         """As `Seen` takes it."""
         digests = {version: sorted(seen) for version, seen in self._digests.items()}
@@ -147,7 +155,7 @@ def main() -> None:
         watcher.look()
         print("reading", flush=True)
         while lines.empty():
-            time.sleep(_PAUSE)
+            time.sleep(_SHORT_PAUSE if watcher.is_busy() else _PAUSE)
             watcher.look()
         lines.get()
         watcher.look()
