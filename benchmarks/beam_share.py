@@ -93,7 +93,12 @@ def fit(folder: Path, pattern: str, index: Path) -> Index:
     """A fitted index with d = 8,192 and no moments."""
     shutil.rmtree(index, ignore_errors=True)
     words = ["--corpus", pattern, "--model", str(folder / "model"), "--index", str(index), "--moments", "none"]
-    assert cli.call("fit", [*words, "--block_rows", "32", "--block_columns", "32", "--sample_size", "500"]) == 0
+    assert (
+        cli.call(
+            "fit", [*words, "--recipe", "paper", "--block_rows", "32", "--block_columns", "32", "--sample_size", "500"]
+        )
+        == 0
+    )
     return Index.open(str(index))
 
 

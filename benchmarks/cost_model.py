@@ -73,7 +73,16 @@ def measure(folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     write_queries(queries, args.queries)
     fitted = folder / "fitted"
     flags = ["--model", str(folder / "model")]
-    block = ["--block_rows", str(args.block), "--block_columns", str(args.block), "--moments", "none"]
+    block = [
+        "--recipe",
+        "paper",
+        "--block_rows",
+        str(args.block),
+        "--block_columns",
+        str(args.block),
+        "--moments",
+        "none",
+    ]
     run(["fit", "--corpus", largest, *flags, "--index", str(fitted), *block, "--sample_size", "500"], "wall")
     results = []
     for size in args.sizes:

@@ -49,7 +49,7 @@ def main() -> int:
         "--index",
         str(folder / "index"),
     ]
-    sizes = ["--block_rows", "32", "--block_columns", "32", "--long_documents", "split"]
+    sizes = ["--recipe", "paper", "--block_rows", "32", "--block_columns", "32", "--long_documents", "split"]
     for command, words in (
         ("fit", [*shared, *sizes, "--optimizer_state", str(checkpoint)]),
         ("build-index", shared),

@@ -14,7 +14,7 @@ from trackstar import threads
 from trackstar.demo import answers, corpus, report, train
 
 # The demo's model is small and its sentences are short: blocks of 32×32 keep the index and the preconditioner small.
-_SPEC_FLAGS = ["--block_rows", "32", "--block_columns", "32", "--max_length", "64"]
+_SPEC_FLAGS = ["--recipe", "paper", "--block_rows", "32", "--block_columns", "32", "--max_length", "64"]
 _DOT_PRODUCT = "plain gradient dot product"
 
 
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     trackstar.build("--optimizer_state", str(checkpoint))
     results = trackstar.score(asked)
     plain = _Index(folder, "dot_product", shared, beam_args)
-    plain.build("--moments", "none", "--preconditioner", "none", "--stores_text", "false")
+    plain.build("--moments", "none", "--preconditioner", "none", "--normalisation", "vector", "--stores_text", "false")
     baseline = plain.score(asked, "--unit_norm", "false", "--task_hessian", "none", "--opponents", "false")
     methods = {"TrackStar": report.read_jsonl(results), _DOT_PRODUCT: report.read_jsonl(baseline)}
     report.show(methods, written.facts)

@@ -28,6 +28,7 @@ from trackstar.fitting import PENDING, SampleTask
 from trackstar.index import Index
 from trackstar.models import LoadedModel, load_model
 from trackstar.preconditioner import GramSum, Preconditioner
+from trackstar.recipes import DIMENSION, RECIPES, block_shape
 from trackstar.second_moments import SecondMoments
 from trackstar.spec import Spec
 
@@ -35,16 +36,13 @@ SPEC_DEFAULTS = {
     "long_documents": "truncate",
     "append_eos": False,
     "batch_tokens": 4096,
-    "layout": "blocks",
     "layer_groups": 8,
-    "block_rows": 64,
-    "block_columns": 64,
     "projection_seed": 0,
     "damping": 0.1,
-    "normalisation": "vector",
     "storage": "bfloat16",
     "stores_text": True,
 }
+_SMALL_SIDE = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max_length", type=flag_types.positive, metavar="N", help="longest example in tokens (the model's context)"
     )
+    _add_recipe_arguments(group)
     options.add_field_arguments(group, Spec, SPEC_DEFAULTS)
     sample = parser.add_argument_group("the sample")
     sample.add_argument(
@@ -84,6 +83,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sample_tasks", type=flag_types.positive, default=4, metavar="N", help="parts that the sample is summed in"
     )
     add_cost_arguments(parser)
+
+
+def _add_recipe_arguments(group: argparse._ActionsContainer) -> None:
+    """The recipe and what it decides, unless a flag says otherwise."""
+    group.add_argument(
+        "--recipe",
+        choices=tuple(RECIPES),
+        default="default",
+        help="what the next five flags are where they are not given: default (--layout weights --normalisation block, sizes "
+        "from --dimension; measured best), or paper (--layout blocks --normalisation vector, blocks of 64×64)",
+    )
+    options.add_field_arguments(group, Spec, dict.fromkeys(("layout", "normalisation")))
+    group.add_argument(
+        "--dimension",
+        type=flag_types.positive,
+        default=DIMENSION,
+        metavar="N",
+        help="numbers of an encoding at most; decides block_rows and block_columns where they are auto",
+    )
+    for name in ("block_rows", "block_columns"):
+        [help] = [field.metadata["help"] for field in dataclasses.fields(Spec) if field.name == name]
+        group.add_argument(
+            f"--{name}",
+            type=flag_types.positive_or_auto,
+            metavar="N|auto",
+            help=f"{help}; auto: as large as --dimension allows, both sides alike",
+        )
 
 
 def run(args: argparse.Namespace, beam_args: list[str]) -> int:
@@ -130,8 +156,16 @@ def _check_moments(args: argparse.Namespace) -> None:
 
 def _make_spec(args: argparse.Namespace, loaded: LoadedModel, moments: SecondMoments | None, pending: bool) -> Spec:
     """The spec, as far as it is known; `pending`: moments are still to be found out."""
-    return fitting.make_spec(
+    recipe = RECIPES[args.recipe]
+    layout = args.layout or recipe.layout
+    rows, columns = _side(args.block_rows, recipe.block_rows), _side(args.block_columns, recipe.block_columns)
+    rows, columns = block_shape(loaded.weights, layout, args.layer_groups, args.dimension, rows, columns)
+    spec = fitting.make_spec(
         loaded,
+        layout=layout,
+        normalisation=args.normalisation or recipe.normalisation,
+        block_rows=rows,
+        block_columns=columns,
         max_length=args.max_length,
         moments=moments,
         moments_pending=pending,
@@ -139,6 +173,15 @@ def _make_spec(args: argparse.Namespace, loaded: LoadedModel, moments: SecondMom
         precondition=args.preconditioner == "train",
         **{name: getattr(args, name) for name in SPEC_DEFAULTS},
     )
+    say(f"encodings: {spec.describe_blocks()}")
+    if min(rows, columns) < _SMALL_SIDE:
+        say("note: so small blocks keep little of a weight's gradient; give a larger --dimension, or --layout blocks")
+    return spec
+
+
+def _side(given: int | str | None, recipe: int | None) -> int | None:
+    """A side of the blocks as asked for; None is auto."""
+    return None if given == "auto" else recipe if given is None else int(given)
 
 
 class _Fit:

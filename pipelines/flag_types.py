@@ -10,6 +10,11 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def positive_or_auto(text: str) -> int | str:
+    """A whole number above zero, or "auto"."""
+    return text if text == "auto" else positive(text)
+
+
 def natural(text: str) -> int:
     """A whole number, zero included."""
     if not text.isdigit():

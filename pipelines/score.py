@@ -95,6 +95,7 @@ def add_scan_arguments(parser: argparse._ActionsContainer) -> None:
 def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     """Encodes the queries, scans the index, writes the results."""
     index = Index.open(args.index)
+    index.spec.check_unit_norm(args.unit_norm)
     snapshot = index.snapshot(args.version)
     queries = read_queries(args.queries)
     source = encoder_source(args, index)

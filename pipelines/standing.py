@@ -94,6 +94,7 @@ def add(args: argparse.Namespace, beam_args: list[str]) -> None:
     """Encodes the queries, keeps them as a set, and ranks the index for it."""
     index = Index.open(args.index)
     check_new_name(index, args.name)
+    index.spec.check_unit_norm(args.unit_norm)
     index.snapshot()  # says if there is none
     queries = read_queries(args.queries)
     settings = Settings(

@@ -43,7 +43,10 @@ class Spec:
     append_eos: bool = _field("whether documents end in the tokenizer's end-of-text token")
     batch_tokens: int = _field("padded tokens in one batch at most")
     # Gradient to vector.
-    layout: str = _field("pooled blocks of neighbouring layers (the paper's), or one block a weight", LAYOUTS)
+    layout: str = _field(
+        "pooled blocks of neighbouring layers (the paper's), or one block a weight (a fused query-key-value matrix is one)",
+        LAYOUTS,
+    )
     layer_groups: int = _field("groups of neighbouring layers in the pooled layout; attention and MLP apart")
     block_rows: int = _field("d0: rows of one block, what the output side of a weight is projected to")
     block_columns: int = _field("d1: columns of one block, what the input side of a weight is projected to")
@@ -80,6 +83,14 @@ class Spec:
     def dimension(self) -> int:
         """Entries of one encoding, d."""
         return self.num_blocks * self.block_dimension
+
+    def describe_blocks(self) -> str:
+        """What an encoding consists of, in words: "d = 16,184: one block of 17×17 a weight (56), each to unit norm first"."""
+        kind = "one block of {} a weight ({})" if self.layout == "weights" else "pooled blocks of {} ({})"
+        blocks = kind.format(f"{self.block_rows}×{self.block_columns}", self.num_blocks)
+        return f"d = {self.dimension:,}: {blocks}, " + (
+            "each to unit norm first" if self.normalisation == "block" else "unit norm of the whole"
+        )
 
     @property
     def bytes_per_encoding(self) -> int:
@@ -118,6 +129,14 @@ class Spec:
         if spec.hash != stored_hash:
             raise TrackStarError(f"{where}: its hash is {stored_hash}, its fields give {spec.hash}: edited by hand?")
         return spec
+
+    def check_unit_norm(self, unit_norm: bool) -> None:
+        """Raises TrackStarError where scores without unit norm are asked of encodings whose blocks have lost their norms."""
+        if not unit_norm and self.normalisation == "block":
+            raise TrackStarError(
+                "--unit_norm false needs the sizes of all blocks, and in this index each block was given unit norm "
+                "(normalisation 'block'): fit another index with --normalisation vector, and build it"
+            )
 
     def differences(self, other: "Spec") -> list[str]:
         """One line a field that differs: "block_rows: 64 here, 16 there"."""

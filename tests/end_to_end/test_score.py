@@ -110,6 +110,41 @@ def test_without_unit_norm_equals_brute_force(doubled: tuple[World, Path], tmp_p
         np.testing.assert_allclose(result.proponents.scores, column[order], rtol=1e-6)
 
 
+def test_the_default_recipe_equals_brute_force(world: World, tmp_path: Path, capfd) -> None:
+    """A block a weight, each to unit norm: under R_train, and under the mixed R."""
+    own = World(tmp_path)
+    (tmp_path / "model").symlink_to(world.model)
+    (tmp_path / "corpus").mkdir()
+    shutil.copy(world.corpus / "a.jsonl", tmp_path / "corpus")
+    (tmp_path / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in QUERIES))
+    index = tmp_path / "index"
+    assert own.fit(index, "--recipe", "default") == 0
+    assert "one block of 6×6 a weight (21), each to unit norm first" in capfd.readouterr().err
+    assert own.build(index) == 0
+    ids, _, vectors, _ = stored(index)
+    _, gradients = project(own, index)
+    train = Preconditioner.load(str(index / "preconditioner"))
+    blocks = vectors.reshape(len(ids), 21, -1)
+    np.testing.assert_allclose(np.linalg.norm(blocks, axis=2), 21**-0.5, rtol=5e-3)
+    assert score(own, index, tmp_path / "plain.jsonl", "--task_hessian", "none") == 0
+    queries, _ = precondition_and_normalise(gradients, train.inverse_root, "block")
+    check(tmp_path / "plain.jsonl", ids, vectors @ queries.double().numpy().T)
+    assert score(own, index, tmp_path / "mixed.jsonl") == 0
+    total = GramSum(*gradients.shape[1:])
+    total.add(gradients)
+    evaluation = Preconditioner.of(total.mean(), train.damping, total.count)
+    mixed = mix(train, evaluation, mixing_weight(train, evaluation))
+    queries, _ = precondition_and_normalise(gradients, mixed.inverse_root, "block")
+    moved = np.stack(
+        [blocks[:, b] @ (mixed.power(b, -0.5) @ train.power(b, 0.5)).float().double().numpy().T for b in range(21)],
+        axis=1,
+    )
+    moved = (moved / np.linalg.norm(moved, axis=2, keepdims=True) / 21**0.5).reshape(len(ids), -1)
+    check(tmp_path / "mixed.jsonl", ids, moved @ queries.double().numpy().T)
+    assert score(own, index, tmp_path / "bad.jsonl", "--unit_norm", "false") == cli.EXIT_USAGE
+    assert "--unit_norm false needs the sizes of all blocks" in capfd.readouterr().err
+
+
 def test_mixed_preconditioner_equals_brute_force_and_encoding_afresh(
     doubled: tuple[World, Path], tmp_path: Path
 ) -> None:

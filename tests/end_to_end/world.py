@@ -60,7 +60,8 @@ class World:
 
     def fit_words(self, index: Path) -> list[str]:
         """The command line of fit, for encodings of few dimensions."""
-        small = ["--block_rows", "6", "--block_columns", "6", "--sample_size", "120", "--moments", "none"]
+        small = ["--recipe", "paper", "--block_rows", "6", "--block_columns", "6", "--sample_size", "120"]
+        small += ["--moments", "none"]
         return ["fit", *self.flags(index), *small]
 
     def fit(self, index: Path, *more: str) -> int:

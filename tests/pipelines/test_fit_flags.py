@@ -1,0 +1,91 @@
+"""fit's flags: recipes, and what is given beside them."""
+
+import logging
+
+import pytest
+
+from pipelines import fit, options
+from tests.tiny_models import tiny_model
+from trackstar.errors import TrackStarError
+from trackstar.models import LoadedModel, prepare_model
+from trackstar.spec import Spec
+
+
+@pytest.fixture(autouse=True)
+def heard(caplog: pytest.LogCaptureFixture) -> None:
+    """What is said to the person at the terminal goes to the log."""
+    caplog.set_level(logging.INFO)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedModel:
+    """A Llama of three layers: 21 weights."""
+    return prepare_model(tiny_model("llama"))
+
+
+def spec(loaded: LoadedModel, *flags: str) -> Spec:
+    """The spec that the flags give."""
+    parser = options.Parser(prog="fit")
+    fit.add_arguments(parser)
+    words = ["--index", "i", "--corpus", "c", "--model", "m", "--max_length", "16", "--moments", "none", *flags]
+    args, _ = options.parse(parser, words)
+    return fit._make_spec(args, loaded, None, False)
+
+
+def choice(made: Spec) -> tuple[str, str, int, int]:
+    return made.layout, made.normalisation, made.block_rows, made.block_columns
+
+
+def test_the_default_is_one_block_a_weight(loaded: LoadedModel, caplog: pytest.LogCaptureFixture) -> None:
+    made = spec(loaded, "--dimension", "2000")
+    assert choice(made) == ("weights", "block", 9, 9)
+    assert made.num_blocks == 21
+    assert made.dimension == 21 * 81 <= 2000
+    assert "d = 1,701: one block of 9×9 a weight (21), each to unit norm first" in caplog.text
+    assert spec(loaded, "--dimension", "2000", "--recipe", "default") == made
+    largest = [max(getattr(weight, side) for weight in loaded.weights) for side in ("outputs", "inputs")]
+    assert choice(spec(loaded))[2:] == tuple(min(55, side) for side in largest)  # 65,536 / 21 = 55.9²
+
+
+def test_the_papers_recipe(loaded: LoadedModel, caplog: pytest.LogCaptureFixture) -> None:
+    made = spec(loaded, "--recipe", "paper")
+    assert choice(made) == ("blocks", "vector", 64, 64)
+    assert made.num_blocks == 6  # three layers, attention and MLP apart
+    assert "pooled blocks of 64×64 (6), unit norm of the whole" in caplog.text
+
+
+def test_what_is_given_wins_over_the_recipe(loaded: LoadedModel) -> None:
+    assert choice(spec(loaded, "--recipe", "paper", "--block_rows", "8")) == ("blocks", "vector", 8, 64)
+    assert choice(spec(loaded, "--recipe", "paper", "--layout", "weights", "--block_rows", "3")) == (
+        "weights",
+        "vector",
+        3,
+        64,
+    )
+    assert choice(spec(loaded, "--recipe=paper", "--block_rows=auto", "--block_columns=auto", "--dimension=600")) == (
+        "blocks",
+        "vector",
+        10,
+        10,
+    )
+    assert choice(spec(loaded, "--layout", "blocks", "--dimension", "600")) == ("blocks", "block", 10, 10)
+    assert choice(spec(loaded, "--normalisation", "vector", "--block_rows=6", "--block_columns=6")) == (
+        "weights",
+        "vector",
+        6,
+        6,
+    )
+    given = spec(loaded, "--block_rows=9", "--block_columns=9")
+    assert given.hash == spec(loaded, "--dimension=2000").hash  # the spec holds what came out, not how
+
+
+def test_sizes_that_make_no_sense_are_told(loaded: LoadedModel, caplog: pytest.LogCaptureFixture) -> None:
+    spec(loaded, "--dimension", "100")
+    assert "so small blocks keep little" in caplog.text
+    with pytest.raises(TrackStarError, match="--dimension 20 is too small for 21 blocks"):
+        spec(loaded, "--dimension", "20")
+    for bad in ("0", "-3", "many"):
+        with pytest.raises(options.UsageError, match="is not a whole number above zero"):
+            spec(loaded, f"--block_rows={bad}")
+    with pytest.raises(options.UsageError, match="invalid choice: 'best'"):
+        spec(loaded, "--recipe=best")
