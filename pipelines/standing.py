@@ -70,7 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--rescan",
         action="store_true",
-        help="score every file again, as if the set were new; the report stays a comparison",
+        help="score every file again, as if the set were new, for example after `trackstar verify --repair`; the report stays a "
+        "comparison",
     )
     add_cost_arguments(parser, json=False)
     group = parser.add_argument_group("standing results")
