@@ -25,6 +25,8 @@ LAYERS, WIDTH, KEYS, INNER, VOCABULARY = 32, 4096, 1024, 14_336, 128_256
 """A decoder of 8.0B parameters, 7.0B of them in attributed matrices; the paper does not give its model's shapes."""
 BYTES_PER_TOKEN = 4.5
 """Of text, as it lies on disk, uncompressed."""
+PAPER_BLOCKS, DEFAULT_BLOCKS = (16, 64), (224, 17)
+"""--recipe paper: d = 65,536; --recipe default, a block for each of 224 weights: d = 64,736."""
 PADDING = 1.05
 QUERY_TOKENS = 20
 ITEM_BYTES = 64 << 20
@@ -47,13 +49,19 @@ class Case:
     sample: CorpusShape
 
 
-def paper_case(item_bytes: int = ITEM_BYTES, scan_bytes: int = SCAN_BYTES, changed: bool = True) -> Case:
+def paper_case(
+    item_bytes: int = ITEM_BYTES,
+    scan_bytes: int = SCAN_BYTES,
+    changed: bool = True,
+    blocks: tuple[int, int] = PAPER_BLOCKS,
+) -> Case:
     """The paper's case.
 
     Args:
         item_bytes: Bytes of text in a work item.
         scan_bytes: Bytes of the index in an element of the scan.
         changed: Whether R_eval is mixed into the preconditioner.
+        blocks: How many, and how many rows and columns each has.
     """
     layer = (
         (WIDTH, WIDTH),
@@ -64,7 +72,10 @@ def paper_case(item_bytes: int = ITEM_BYTES, scan_bytes: int = SCAN_BYTES, chang
         (INNER, WIDTH),
         (WIDTH, INNER),
     )
-    shape = EncodingShape(layer * LAYERS, VOCABULARY * WIDTH, 64, 64, 16, "factored", True, 2 * 65_536)
+    count, side = blocks
+    shape = EncodingShape(
+        layer * LAYERS, VOCABULARY * WIDTH, side, side, count, "factored", True, 2 * count * side * side
+    )
     text_bytes = TOKENS * BYTES_PER_TOKEN
     items = math.ceil(text_bytes / item_bytes)
     index_bytes = DOCUMENTS * shape.bytes_per_encoding
@@ -114,6 +125,8 @@ def report(prices: Prices) -> str:
         ("Scoring with a mixed R", SCANNERS, (2,)),
     ):
         lines += ["", f"### {title}", "", _table(case, prices, chosen, which)]
+    lines += ["", "### Scoring with a mixed R and --recipe default: 224 blocks of 17×17", ""]
+    lines.append(_table(paper_case(blocks=DEFAULT_BLOCKS), prices, SCANNERS, (2,)))
     plain = paper_case(changed=False)
     lines += ["", "### Scoring with R_train alone (--task_hessian none)", "", _table(plain, prices, SCANNERS, (2,))]
     lines += ["", "### What --scan_bytes decides", "", _by_scan_bytes(prices)]

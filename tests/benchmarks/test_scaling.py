@@ -30,6 +30,9 @@ def test_amounts_by_hand() -> None:
     assert shape.floor_flops(160e9) == 4 * shape.parameters * 160e9
     # 10,729 items of 4.46 GB; 15 of them in an element of 64 GiB.
     assert (case.corpus.items, scan.groups) == (10_729, 716)
+    default = paper_case(blocks=(224, 17))
+    assert default.shape.dimension == 64_736
+    assert default.scan.norm_flops(default.shape) == 2 * 365e6 * 64_736 * 289
     assert scan.shuffle_bytes() == 716 * 5415 * 2 * 100 * 44
 
 
