@@ -2,13 +2,13 @@
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pipelines import runner
 from pipelines.build_index import EncodeItems, encoder_source
 from pipelines.corpus import planned
 from pipelines.progress import Progress, say
-from trackstar import checksums, manifest
+from trackstar import checksums, manifest, storage
 from trackstar.corpus import WorkItem
 from trackstar.errors import TrackStarError
 from trackstar.index import Index
@@ -40,7 +40,7 @@ def repair(
     before = {key: _recorded(index, key) for key in items}
     if items:
         _encode(args, index, list(items.values()), beam_args)
-    named = {file.key for file in index.snapshot().files} if index.versions() else set()
+    named = _commit_sizes(index, items)
     left = []
     for key in keys:
         path = index.item_path(key)
@@ -96,6 +96,18 @@ def _encode(args: argparse.Namespace, index: Index, items: list[WorkItem], beam_
         fields = [item.to_dict() for item in items]
         transform = EncodeItems(fields, encoder_source(args, index), index.uri, progress.reporter, replace=True)
         runner.run_pipeline(lambda pipeline: pipeline | "RepairItems" >> transform, beam_args)
+
+
+def _commit_sizes(index: Index, items: Mapping[str, WorkItem]) -> set[str]:
+    """Commits files that were encoded to another size than the log says; returns the keys of the last snapshot's files."""
+    if not index.versions():
+        return set()
+    files = index.snapshot().files
+    sizes = {file.key: storage.size(file.uri) for file in files if file.key in items and storage.exists(file.uri)}
+    now = [dataclasses.replace(file, num_bytes=sizes.get(file.key, file.num_bytes)) for file in files]
+    if now != files:
+        index.commit(now)
+    return {file.key for file in files}
 
 
 def _recorded(index: Index, key: str) -> checksums.Checksum | None:

@@ -87,7 +87,12 @@ class DeltaLog:
                 create_table_with_add_actions(folder, delta_schema, list(files.values()), description=name)
                 return
             present = {file["path"]: file for file in _files(table)}
-            actions: list[AddAction | RemoveAction] = [files[path] for path in files if path not in present]
+            # A file of another size than the log says was written anew: its entry is, too.
+            actions: list[AddAction | RemoveAction] = [
+                action
+                for path, action in files.items()
+                if path not in present or present[path]["size_bytes"] != action.size
+            ]
             actions += [_remove(path, present[path]["size_bytes"]) for path in present if path not in files]
             if actions:
                 # "append" keeps what no action mentions; removals stand in the same commit.

@@ -162,21 +162,20 @@ def remember(index: Index, item: WorkItem) -> None:
 
 def written_without(index: Index) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Of each file that was written without something: the item's key as if there were no removals, and the ids."""
-    infos = [info for info in storage.list(storage.join(index.uri, _ITEMS)) if info.uri.endswith(".json")]
-    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
-        contents = list(pool.map(lambda info: storage.read_bytes(info.uri), infos))
+    uris = [info.uri for info in storage.list(storage.join(index.uri, _ITEMS)) if info.uri.endswith(".json")]
     found = {}
-    for info, content in zip(infos, contents, strict=True):
-        [fields] = removal.unsealed(content, info.uri)
-        found[info.uri.rsplit("/", 1)[-1].removesuffix(".json")] = (fields["item"], tuple(fields["ids"]))
+    for uri, content in zip(uris, removal.read_all(uris), strict=True):
+        [fields] = removal.unsealed(content, uri)
+        found[uri.rsplit("/", 1)[-1].removesuffix(".json")] = (fields["item"], tuple(fields["ids"]))
     return found
 
 
 def all_hits(index: Index) -> list[Hit]:
     """All files that were ever found to hold what was taken down; some are gone since."""
     found = []
-    for info in storage.list(storage.join(index.uri, _HITS)):
-        for fields in removal.unsealed(storage.read_bytes(info.uri), info.uri):
+    uris = [info.uri for info in storage.list(storage.join(index.uri, _HITS))]
+    for uri, content in zip(uris, removal.read_all(uris), strict=True):
+        for fields in removal.unsealed(content, uri):
             found.append(Hit(fields["file"], tuple(fields["ids"]), fields["rows"]))
     return found
 

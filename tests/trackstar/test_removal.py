@@ -10,14 +10,29 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.indexes import make_encodings, make_index, unit_vectors
+from tests.indexes import make_encodings, make_index, make_spec, unit_vectors, write_file
 from tests.trackstar.test_scoring import brute_force, cut, listed, uris
 from trackstar import item_file, removal, scoring
+from trackstar.corpus import Reject, WorkItem
 from trackstar.encodings import Encodings
 from trackstar.errors import TrackStarError
+from trackstar.index import Index
+from trackstar.indexing import ItemCounts
 from trackstar.queries import Change
 from trackstar.removal import Removals, TakeDown, read_ids, take_downs
+from trackstar.removed_items import (
+    Hit,
+    all_hits,
+    files_to_purge,
+    find_hits,
+    load_removals,
+    predecessor,
+    take_down,
+    written_without,
+)
+from trackstar.rewriting import rewrite_item
 from trackstar.scoring import QuerySet, ScanSettings, scan_files
+from trackstar.storage import read_bytes
 
 pytest_plugins = ["tests.gcs"]
 
@@ -142,6 +157,79 @@ def test_a_damaged_take_down_is_never_passed_over(tmp_path: Path, keep: float) -
         return
     with pytest.raises(TrackStarError, match=f"{path.name}: this record of a take-down is damaged"):
         take_downs(str(tmp_path))
+
+
+@pytest.mark.parametrize("long_documents", ["truncate", "split"])
+@pytest.mark.parametrize("storage", ["bfloat16", "float32"])
+def test_a_rewritten_file_is_that_of_the_rows_that_remain(
+    gcs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: str, long_documents: str
+) -> None:
+    """In a local index and in a store; in one step or in two."""
+    spec = make_spec(storage=storage, long_documents=long_documents)
+    monkeypatch.setattr(item_file, "ROW_GROUP_BYTES", 7 * spec.bytes_per_encoding)
+    names = [f"e{i // 2}#{i % 2}" if long_documents == "split" else f"e{i}" for i in range(20)]
+    rows = make_encodings(unit_vectors(20, 32), names)
+    if long_documents == "split":  # passages of a document begin where it begins
+        rows = dataclasses.replace(rows, positions=rows.positions // 2)
+    rejects = [Reject("shard", 21, "no text", "x", "bad"), Reject("shard", 22, "not JSON", "y")]
+    whole = WorkItem("shard", "jsonl", 10**6, "version 1", 0, 10**6)
+    gone = ("bad", "e3", "e5")
+    item = dataclasses.replace(whole, removed=gone)
+    mask = np.array([name.split("#")[0] not in gone for name in names])
+    kept = rows.where(mask)
+    files = []
+    for where in (str(tmp_path / "index"), f"{gcs}/{storage}-{long_documents}"):
+        index = Index.create(where, spec)
+        counts = ItemCounts(records=40, rejected=2, truncated=3, examples=20, tokens=140)
+        index.write_rejects(whole.key(spec.hash), rejects)
+        index.write_item(whole.key(spec.hash), "shard", iter([rows]), lambda counts=counts: counts.footer(whole))
+        found = predecessor(index, item, index.existing_keys(), written_without(index))
+        assert found == whole.key(spec.hash)
+        first = rewrite_item(index, item, found)
+        assert rewrite_item(index, item, found) == first
+        assert [reject.example_id for reject in index.rejects_of(first.key)] == [""]
+        files.append(read_bytes(first.uri))
+        expected = ItemCounts(40, 1, 3, len(kept), 7 * len(kept), 3)
+        assert ItemCounts.of(first.metadata) == expected
+        assert expected.examples == (16 if long_documents == "split" else 18)
+        # What encoding would write.
+        other = Index.create(f"{where}-encoded", spec)
+        encoded = other.write_item(first.key, "shard", iter([kept]), lambda expected=expected: expected.footer(item))
+        files.append(read_bytes(encoded.uri))
+        # From a file that is without some of it already; of passages, how many records these were cannot be told.
+        index.delete_item(first.key)
+        between = dataclasses.replace(whole, removed=("e3",))
+        rewrite_item(index, between, found)
+        index.delete_item(found)
+        found = predecessor(index, item, index.existing_keys(), written_without(index))
+        if long_documents == "split":
+            assert found is None
+            continue
+        assert found == between.key(spec.hash)
+        files.append(read_bytes(rewrite_item(index, item, found).uri))
+    assert len(set(files)) == 1
+
+
+def test_what_files_hold_is_found_whoever_looks_first(gcs: str) -> None:
+    index = Index.create(f"{gcs}/hits", make_spec())
+    items = [write_file(index, i, [make_encodings(unit_vectors(6, 32, i), start=6 * i)]) for i in range(3)]
+    index.write_rejects(items[2].key, [Reject("s", 9, "no text", "x", "bad"), Reject("s", 11, "not JSON", "y")])
+    removals = Removals(frozenset(["e1", "e7", "e8", "bad", "s:11", "none"]))
+    told: list[int] = []
+    hits = find_hits(index, index.existing_keys(), removals, told.append)
+    assert told == [1, 2, 3]
+    assert hits == [
+        Hit(items[0].key, ("e1",), 1),
+        Hit(items[1].key, ("e7", "e8"), 2),
+        Hit(items[2].key, ("bad", "s:11"), 0),
+    ]
+    entry = take_down(index, removals, hits[:1], {items[0].key}, "r", 3)  # the other files came meanwhile
+    assert all_hits(index) == hits
+    assert (entry.not_found, entry.version) == (5, None)
+    assert load_removals(index) == removals
+    assert files_to_purge(index) == {item.key for item in items}
+    index.commit(items[:2])
+    assert files_to_purge(index) == {items[2].key}
 
 
 def test_files_of_ids(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from trackstar.checksums import Checksum
 from trackstar.corpus import Reject
 from trackstar.errors import TrackStarError
 from trackstar.index import Index
+from trackstar.item_file import ItemFile
 from trackstar.removal import Removals
 from trackstar.removed_items import find_hits, take_down
 from trackstar.verification import Finding, advice, check_item, check_log, check_settings, checks
@@ -147,6 +148,28 @@ def test_a_log_that_says_what_files_do_not_hold(tmp_path: Path) -> None:
     [finding] = everything(index)
     assert finding.kind == "log" and "the log says 6 rows" in finding.what and "holds 5 rows" in finding.what
     assert "build-index" in advice([finding])[0]
+
+
+def test_a_file_of_another_size_can_be_committed(gcs: str, tmp_path: Path) -> None:
+    """Encoded again on another machine, an item may take some bytes more; the old entry of the log is replaced."""
+    for where in (str(tmp_path), f"{gcs}/sizes"):
+        index, items = make_index_at(where)
+        more = make_encodings(unit_vectors(5, 32), [f"a longer name {i}" for i in range(5)])
+        anew = write_file(index, 0, [more])
+        assert anew.num_bytes != items[0].num_bytes
+        [finding] = everything(index)
+        assert finding.kind == "log"
+        assert index.commit([anew, items[1]]) == 1
+        assert everything(index) == []
+        assert [file.num_bytes for file in index.snapshot().files] == [anew.num_bytes, items[1].num_bytes]
+        assert index.commit([anew, items[1]]) == 1
+
+
+def make_index_at(where: str) -> tuple[Index, list[ItemFile]]:
+    index = Index.create(where, make_spec())
+    items = [write_file(index, i, [make_encodings(unit_vectors(5, 32, i))]) for i in range(2)]
+    index.commit(items)
+    return index, items
 
 
 def test_a_checkpoint_and_a_shortened_log_pass(tmp_path: Path) -> None:
