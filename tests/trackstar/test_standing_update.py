@@ -88,7 +88,8 @@ def test_any_sequence_of_changes_equals_a_full_scan(
     queries = torch.randint(-3, 4, (num_queries, 32), generator=generator) / 8
     change = None
     if unit_norm and data.draw(st.booleans(), label="change"):
-        change = Change(torch.eye(16).repeat(2, 1, 1) + 0.1 * torch.randn(2, 16, 16, generator=generator))
+        matrices = torch.eye(16).repeat(2, 1, 1) + 0.1 * torch.randn(2, 16, 16, generator=generator)
+        change = Change(matrices, data.draw(st.sampled_from(["vector", "block"]), label="normalisation"))
     query_set = QuerySet(queries, torch.rand(num_queries, generator=generator) + 0.1)
     scanner = Scanner(
         query_set.fold(change) if change else query_set,
