@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import tomllib
 
 import pytest
 from google.cloud.dataflow_v1beta3 import ContainerSpec, LaunchFlexTemplateRequest, ParameterType
@@ -10,7 +11,7 @@ from google.protobuf.json_format import ParseError
 
 from deploy import render
 from deploy.launches import launch_body, plans
-from deploy.settings import EXAMPLE, EXAMPLE_SETTINGS, Settings, SettingsError, shapes
+from deploy.settings import EXAMPLE, EXAMPLE_SETTINGS, FOLDER, Settings, SettingsError, shapes
 from deploy.templates import container_spec, name_of
 from pipelines import cli, options
 from pipelines.driver import Launch
@@ -109,6 +110,15 @@ def test_rendering_drops_what_is_no_more(tmp_path):
     assert "launch/gone.json" in render.out_of_date(files, tmp_path)
     render.write(files, tmp_path)
     assert render.out_of_date(files, tmp_path) == []
+
+
+def test_every_shape_has_a_price():
+    """So that `--dry_run --machine` reckons with the machines that a launch takes."""
+    machines = tomllib.loads((FOLDER.parent / "trackstar" / "cost" / "prices.toml").read_text())["machines"]
+    for name, shape in shapes().items():
+        machine = machines[shape.machine_type]
+        assert machine["vcpus"] == shape.vcpus, name
+        assert machine["accelerators"] == bool(shape.accelerator), name
 
 
 def test_shapes_have_what_their_machines_need():
