@@ -203,7 +203,7 @@ def _stage(stage: Stage, machine: Machine, count: int, prices: Prices) -> tuple[
         f"{hours * machine.price_per_hour:,.0f}",
         "–" if machine.spot_per_hour is None else f"{hours * machine.spot_per_hour:,.0f}",
         human_bytes(stage.written_bytes),
-        f"{stage.written_bytes / 1e9 * prices.storage.per_gb_month:,.0f}",
+        f"{stage.kept_bytes / 1e9 * prices.storage.per_gb_month:,.0f}",
         f"{longest.name} ({share:.0%})",
     )
 

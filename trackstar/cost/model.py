@@ -13,6 +13,8 @@ from trackstar.cost.rates import Rates
 from trackstar.cost.shapes import CorpusShape, EncodingShape, ScanShape, StepsShape
 
 Share = Literal["shared", "each", "once"]
+RESULT_BYTES = 1000
+"""Of a winner in a results file, its text included, typically."""
 DISK_GB = 50
 """Of a Dataflow worker."""
 _HOUR = 3600.0
@@ -51,6 +53,8 @@ class Stage:
     parts: tuple[Part, ...]
     read_bytes: float = 0.0
     written_bytes: float = 0.0
+    kept_bytes: float = 0.0
+    """Of what is written: what is still there when the command is done."""
     shuffle_bytes: float = 0.0
     flops: float = 0.0
     object_reads: float = 0.0
@@ -117,7 +121,7 @@ class Estimate:
         hours = self.machine_hours(machines)
         writes, reads = self.total("object_writes"), self.total("object_reads")
         operations = writes / 1000 * prices.storage.per_1000_writes + reads / 1000 * prices.storage.per_1000_reads
-        stored = self.total("written_bytes") / _GB * prices.storage.per_gb_month
+        stored = self.total("kept_bytes") / _GB * prices.storage.per_gb_month
         if machine is None:
             return Money(None, None, None, operations, stored)
         dataflow = prices.dataflow_per_hour(machine, DISK_GB)
@@ -159,6 +163,7 @@ def encode_stage(shape: EncodingShape, corpus: CorpusShape, rates: Rates) -> Sta
         parts,
         read_bytes=corpus.text_bytes,
         written_bytes=written,
+        kept_bytes=written,
         flops=flops,
         object_reads=3.0 * corpus.items,
         object_writes=1.0 * corpus.items,
@@ -181,7 +186,7 @@ def squares_stage(shape: EncodingShape, sample: CorpusShape, tasks: int, rates: 
         Part("sums as files", 2.0 * sums, "B", rates.tensor_bytes),
         *_overhead(rates),
     )
-    return Stage("second moments", tasks, parts, sample.text_bytes + sums, sums, flops=flops)
+    return Stage("second moments", tasks, parts, sample.text_bytes + sums, sums, sums / (2 * tasks - 1), flops=flops)
 
 
 def gram_stage(shape: EncodingShape, sample: CorpusShape, tasks: int, rates: Rates) -> Stage:
@@ -213,7 +218,7 @@ def roots_stage(
         Part("eigendecompositions", flops, "FLOP", rates.eigen_flops, "once"),
         Part("preconditioner and queries as files", read + written, "B", rates.tensor_bytes, "once"),
     )
-    return Stage("roots of R", 1, parts, read, written, flops=flops)
+    return Stage("roots of R", 1, parts, read, written, 0.0 if queries else written, flops=flops)
 
 
 def query_stage(shape: EncodingShape, queries: CorpusShape, rates: Rates) -> Stage:
@@ -266,8 +271,15 @@ def merge_stage(scan: ScanShape, rates: Rates) -> Stage:
         Part("winners' texts", files * rates.fetch_seconds, "s", 1.0),
         Part("results", winners, "entries", rates.result_entries, "once"),
     )
+    written = winners * RESULT_BYTES
     return Stage(
-        "merge", max(1, scan.groups), parts, written_bytes=winners * 1000.0, object_reads=2.0 * files, object_writes=1.0
+        "merge",
+        max(1, scan.groups),
+        parts,
+        written_bytes=written,
+        kept_bytes=written,
+        object_reads=2.0 * files,
+        object_writes=1.0,
     )
 
 

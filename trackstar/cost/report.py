@@ -86,10 +86,11 @@ def _stages(estimate: Estimate, machines: int) -> list[str]:
     """The table of parts: amount, rate of one machine, seconds of one machine."""
     rows = [("stage", "part", "amount", "a second", "on one machine")]
     for stage in estimate.stages:
-        for number, part in enumerate(stage.parts):
+        name = stage.name
+        for part in stage.parts:
             if part.amount:
-                first = stage.name if number == 0 or rows[-1][0] == "stage" else ""
-                rows.append((first, part.name, _amount(part), _rate(part), _time(part)))
+                rows.append((name, part.name, _amount(part), _rate(part), _time(part)))
+                name = ""
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     return [
         "  ".join(
