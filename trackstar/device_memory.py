@@ -108,7 +108,7 @@ class BatchLimit:
             self._last = _first_line(error)  # the text alone: who keeps the error keeps the batch
         # Outside the handler the error is gone, and with its frames the graph of the batch.
         self.failures += 1
-        gc.collect()
+        gc.collect(1)  # what a failed batch leaves is young; all of the heap would take a quarter of a second
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         return False

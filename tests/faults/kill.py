@@ -17,8 +17,8 @@ import psutil
 from tests.faults.scene import Target, commits
 
 ROOT = Path(__file__).parents[2]
-LONGEST_RUN = 120.0
-PROMPTLY = 20.0
+LONGEST_RUN = 240.0
+PROMPTLY = 30.0
 """Seconds in which a run ends whose worker is dead."""
 
 Window = Literal[

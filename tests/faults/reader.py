@@ -6,6 +6,7 @@ was seen meanwhile.
 
 import dataclasses
 import json
+import os
 import queue
 import random
 import subprocess
@@ -20,7 +21,7 @@ _PAUSE = 0.2
 _SHORT_PAUSE = 0.005
 _BUSY_SECONDS = 1.0
 """So long after files came or the log changed, the pauses are short."""
-_PATIENCE = 60.0
+_PATIENCE = 300.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +149,7 @@ def main() -> None:
     def listen() -> None:
         for line in sys.stdin:
             lines.put(line.strip())
+        os._exit(0)  # whoever asked is gone, however it ended
 
     threading.Thread(target=listen, daemon=True).start()
     for seed in range(10**6):
