@@ -129,7 +129,7 @@ def test_standing_queries_follow_the_index(own: tuple[World, Path], capfd: pytes
     assert "would scan" in shown
     assert run(world, index, "list") == 0
     assert "facts: 3 queries, 6 proponents and opponents each, 6 spare" in capfd.readouterr().out
-    assert run(world, index, "update", "--direct_num_workers=2", "--scan_bytes", "20000") == 0
+    assert run(world, index, "update", "--scan_bytes", "20000") == 0
     shown = capfd.readouterr().err
     assert "have new proponents" in shown
     second = scored(world, index, "queries.after.jsonl")

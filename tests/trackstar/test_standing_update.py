@@ -71,7 +71,7 @@ TAKE_DOWNS = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_sequence_of_changes_equals_a_full_scan(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
