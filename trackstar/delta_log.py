@@ -11,7 +11,6 @@ import dataclasses
 import itertools
 import json
 import re
-import tempfile
 import time
 import urllib.parse
 from collections.abc import Iterator, Mapping
@@ -164,8 +163,8 @@ class DeltaLog:
         if path is not None:
             yield str(path)
             return
-        with tempfile.TemporaryDirectory(prefix="trackstar-log-") as folder:
-            log = Path(folder) / _LOG
+        with storage.scratch_folder(f"to hold the log of {self.uri}") as folder:
+            log = folder / _LOG
             log.mkdir()
             infos = storage.list(storage.join(self.uri, _LOG))
             with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
@@ -173,7 +172,7 @@ class DeltaLog:
                 for info, content in zip(infos, contents, strict=True):
                     (log / info.uri.rsplit("/", 1)[-1]).write_bytes(content)
             before = _contents(log)
-            yield folder
+            yield str(folder)
             after = _contents(log)
             # Commits first, in their order; checkpoints, which only shorten the reading of them, after.
             for name in sorted(after, key=lambda name: (not name.endswith(".json"), name)):

@@ -243,7 +243,8 @@ def staged(uri: str) -> Iterator[Path]:
     """
     if is_object(uri):
         object_store.split(uri)
-        with _scratch_for(uri) as path:
+        with scratch_folder(f"to be uploaded to {uri}") as folder:
+            path = folder / "staged.tmp"
             yield path
             object_store.upload(path, uri)
         return
@@ -254,21 +255,26 @@ def staged(uri: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _scratch_for(uri: str) -> Iterator[Path]:
-    """A name in the temporary folder for what is to be uploaded to `uri`; errors of that disk say how to choose another."""
-    path: Path | None = None
+def scratch_folder(purpose: str) -> Iterator[Path]:
+    """An empty folder on the temporary disk (TMPDIR), gone when the block ends, or else when its process has ended.
+
+    Args:
+        purpose: What it is for, for messages: "to be uploaded to gs://…".
+
+    Raises:
+        TrackStarError: in place of any `OSError` in the block, such as a full disk; it says how to choose another disk.
+    """
+    folder: Path | None = None
     try:
         with scratch.folder() as folder:
-            path = folder / "staged.tmp"
-            yield path
+            yield folder
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())[:300]
         with contextlib.suppress(OSError):
-            place = tempfile.gettempdir()
-            reason += f"; {shutil.disk_usage(place).free:,} bytes are free there"
+            reason += f"; {shutil.disk_usage(tempfile.gettempdir()).free:,} bytes are free there"
         raise TrackStarError(
-            f"{path or 'a temporary folder'}: cannot be written, to be uploaded to {uri} ({reason}); free space, or set TMPDIR "
-            "to a folder on another disk"
+            f"{folder or 'a temporary folder'}: cannot be written, {purpose} ({reason}); free space, or set TMPDIR to a folder "
+            "on another disk"
         ) from error
 
 
