@@ -71,7 +71,7 @@ def steps(settings: Settings, settings_file: Path, image: str, has_docker: bool)
             f"--substitutions=_IMAGE={image}",
             f"--service-account={account}",
         ]
-        words += [f"--gcs-source-staging-dir={settings.uri('build')}", f"--ignore-file={_ROOT / '.dockerignore'}"]
+        words += [f"--gcs-source-staging-dir={settings.uri('build')}", f"--ignore-file={_ROOT / '.gcloudignore'}"]
         push = [Step("build and push the image by Cloud Build", words)]
     targets = [f"-target={name}" for name in (first if has_docker else [*first, *rights, *logs])]
     return [

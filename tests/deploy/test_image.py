@@ -2,6 +2,7 @@
 
 import fnmatch
 import re
+import subprocess
 import tomllib
 
 import pytest
@@ -90,6 +91,33 @@ def test_the_packages_files_are_all_sent(name):
     files = [str(path.relative_to(ROOT)) for path in (ROOT / name).rglob("*") if path.is_file()]
     left_out = [path for path in files if _ignored(path) and "__pycache__" not in path]
     assert left_out == []
+
+
+def test_cloud_build_is_sent_what_the_image_needs(tmp_path):
+    """By git itself, whose rules are those of .gcloudignore."""
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True, timeout=60)
+    (tmp_path / ".gitignore").write_text((ROOT / ".gcloudignore").read_text())
+    needed = [str(path.relative_to(ROOT)) for name in ("trackstar", "pipelines") for path in (ROOT / name).rglob("*.*")]
+    needed = [path for path in needed if "__pycache__" not in path]
+    needed += [".dockerignore", "LICENSE", "README.md", "constraints.txt", "pyproject.toml"]
+    needed += ["deploy/Dockerfile", "deploy/flex_template.py", "deploy/cloudbuild.yaml"]
+    kept_back = [
+        ".git/config",
+        "tests/gcs.py",
+        ".venv/bin/python",
+        "deploy/settings.tfvars.json",
+        "deploy/build/launch/fit.json",
+    ]
+    kept_back += ["trackstar/__pycache__/a.pyc", "deploy/terraform/terraform.tfstate"]
+    done = subprocess.run(
+        ["git", "-C", str(tmp_path), "check-ignore", "--no-index", "--stdin"],
+        input="\n".join([*needed, *kept_back]),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert set(done.stdout.split("\n")) - {""} == set(kept_back)
 
 
 def test_cloud_build_builds_the_same_file():
