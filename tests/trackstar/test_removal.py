@@ -41,7 +41,7 @@ def remaining(files: list[Encodings], ids: set[str]) -> list[Encodings]:
     return [file.where(np.array([name not in ids for name in file.example_ids], bool)) for file in files]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_scan_equals_brute_force_over_what_remains(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
