@@ -79,8 +79,8 @@ def test_a_full_temporary_disk(gcs: str, place: Path) -> None:
     with (
         pytest.raises(
             TrackStarError,
-            match=r"trackstar-scratch-\w+: cannot be written, to be uploaded to gs://.*/out \(No space left on device; [\d,]+ bytes are "
-            r"free there\); free space, or set TMPDIR",
+            match=r"trackstar-scratch-\w+: cannot be written, to be uploaded to gs://.*/out \(No space left on device; "
+            r"[\d,]+ bytes are free there\); free space, or set TMPDIR",
         ),
         storage.staged(f"{gcs}/out") as path,
     ):
