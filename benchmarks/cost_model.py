@@ -32,7 +32,7 @@ import dataclasses, sys, time
 from pipelines import cli, costs
 make_basis = costs.make_basis
 costs.make_basis = lambda args: dataclasses.replace(
-    make_basis(args), clock=time.process_time, start_seconds=time.process_time()
+    make_basis(args), clock=time.process_time, start_seconds=costs.WITH_EXIT * time.process_time()
 )
 sys.exit(cli.main(sys.argv[1:]))
 """

@@ -16,7 +16,7 @@ class Basis:
         machine: A machine of the table, or None for this one.
         calibrates: Whether rates are measured here and now.
         kept: A calibration that was kept; it wins over the table, and what is measured now wins over it.
-        start_seconds: Until this process had imported what it needs: the start-up of every process like it.
+        start_seconds: What a process like this one takes to start and to end, apart from its work.
         clock: What times the calibration.
     """
 
