@@ -150,7 +150,9 @@ def encode_item(
             encodings, bad = encoder.encode(window)
             for i, reason in bad.items():
                 example = window[i]
-                examples.reject(example.position, f"{example.example_id[:_SNIPPET]}: {reason}", example.text, example.example_id)
+                examples.reject(
+                    example.position, f"{example.example_id[:_SNIPPET]}: {reason}", example.text, example.example_id
+                )
             encodings = examples.kept(encodings)
             examples.counts.examples += len(encodings)
             examples.counts.tokens += int(encodings.num_tokens.sum())
