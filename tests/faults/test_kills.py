@@ -49,10 +49,10 @@ class Kind:
     armed: str = ""
 
     def plan(self, target: Target, generator: random.Random) -> dict[str, object] | None:
-        """For an armed run. Delays are drawn on a logarithmic scale, from 10 µs to 30 ms: most of a commit is its end."""
+        """For an armed run. Delays are drawn on a logarithmic scale, from 10 µs to 1 s: a third is longer than a commit."""
         if not self.armed:
             return None
-        return {"window": self.armed, "files": len(target.new_files), "delay": 1e-5 * 3000 ** generator.random()}
+        return {"window": self.armed, "files": len(target.new_files), "delay": 1e-5 * 1e5 ** generator.random()}
 
 
 def one_worker(run: Run, index: Path, target: Target, generator: random.Random, seconds: float) -> Disk | None:
