@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,10 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     NO_GCE_CHECK="true",  # Without it google-auth looks for a metadata server first, for seconds.
 )
+
+# A job in the background of a shell ignores Ctrl-C, and so would the processes that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 

@@ -27,6 +27,7 @@ from trackstar.errors import TrackStarError
 
 _LOG = "_delta_log"
 _NUMBERED = re.compile(r"(\d{20})\.")
+_ENTRY = re.compile(r"(\d{20})\.json")
 _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.parquet")
 _SETTLED_SECONDS = 3600.0
 _READERS = 16
@@ -57,9 +58,12 @@ class DeltaLog:
 
     def versions(self) -> list[int]:
         """All versions that can be read, ascending; empty without a table."""
+        # The entries' names and not deltalake's `history`, which counts back from the version that it saw last: where a
+        # commit comes in between, its numbers are one too low.
         with self._folder() as folder:
-            table = self._table(folder)
-            return [] if table is None else sorted(entry["version"] for entry in table.history())
+            log = Path(folder) / _LOG
+            names = (path.name for path in log.iterdir()) if log.is_dir() else iter(())
+            return sorted(int(found[1]) for name in names if (found := _ENTRY.fullmatch(name)))
 
     def files(self, version: int | None = None) -> tuple[int, list[dict[str, Any]]] | None:
         """The version's number and its files, each with `path`, `size_bytes`, `num_records`, `shard`; None without a table.

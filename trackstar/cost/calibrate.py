@@ -142,10 +142,12 @@ def scan_rates(
         blocks, size = spec.num_blocks, spec.block_dimension
         change = Change(torch.eye(size).expand(blocks, size, size).contiguous(), spec.normalisation)
         changed = timed_scan([path], queries.fold(change), settings, change, clock)
-        weighed = 2.0 * min(part.rows, part.rescored_pairs()) * d * size
+        # Differences of two scans: where noise makes them nothing, the change took at most all of its scan's time.
+        norms, weighed = 2.0 * part.rows * d * size, 2.0 * min(part.rows, part.rescored_pairs()) * d * size
+        settling = changed.settling_seconds - plain.settling_seconds
         return measured.with_measured(
-            norm_flops=_rate(2.0 * part.rows * d * size, changed.rows_seconds - plain.rows_seconds),
-            weigh_flops=_rate(weighed, changed.settling_seconds - plain.settling_seconds),
+            norm_flops=_rate(norms, changed.rows_seconds - plain.rows_seconds) or _rate(norms, changed.rows_seconds),
+            weigh_flops=_rate(weighed, settling) or _rate(weighed, changed.settling_seconds),
         )
 
 
