@@ -31,8 +31,8 @@ _CPU = """
 import dataclasses, sys, time
 from pipelines import cli, costs
 make_basis = costs.make_basis
-costs.make_basis = lambda args: dataclasses.replace(
-    make_basis(args), clock=time.process_time, start_seconds=costs.WITH_EXIT * time.process_time()
+costs.make_basis = lambda args, prices: dataclasses.replace(
+    make_basis(args, prices), clock=time.process_time, start_seconds=costs.WITH_EXIT * time.process_time()
 )
 sys.exit(cli.main(sys.argv[1:]))
 """

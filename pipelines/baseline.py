@@ -19,7 +19,8 @@ from pipelines import cli, costs, flag_types, options, runner
 from pipelines.corpus import add_corpus_arguments, add_reject_argument, planned
 from pipelines.costs import add_cost_arguments
 from pipelines.progress import Progress, Reporter, say
-from pipelines.score import FetchPassages, MergeTops, Passages, Tops, add_query_arguments, query_set_of, write
+from pipelines.scanning import FetchPassages, MergeTops, Passages, Tops, write
+from pipelines.score import add_query_arguments, query_set_of
 from pipelines.workers import OneByOne
 from trackstar.corpus import WorkItem
 from trackstar.cost.evaluation_commands import estimate_baseline

@@ -12,7 +12,7 @@ from trackstar import storage
 from trackstar.cost import report
 from trackstar.cost.basis import Basis
 from trackstar.cost.commands import Estimated
-from trackstar.cost.prices import HERE, load_prices
+from trackstar.cost.prices import HERE, Prices, load_prices
 from trackstar.cost.rates import read_rates
 from trackstar.errors import TrackStarError
 
@@ -20,8 +20,6 @@ _IMPORTED_SECONDS = max(0.0, time.time() - psutil.Process().create_time())
 """From the process's start to here, when all that is heavy is imported: what every process like this one needs to start."""
 WITH_EXIT = 1.3
 """Times the start: what a process needs to take all of it down again at its end; 1.9 s after a start of 6.6 s as measured."""
-FLAGS = ("dry_run", "machine", "num_machines", "prices", "calibrate", "calibration", "save_calibration", "json")
-"""What `add_cost_arguments` adds."""
 _DEFAULTS: dict[str, object] = {
     "machine": HERE,
     "num_machines": None,
@@ -31,6 +29,8 @@ _DEFAULTS: dict[str, object] = {
     "save_calibration": None,
     "json": False,
 }
+FLAGS = ("dry_run", *_DEFAULTS)
+"""What `add_cost_arguments` adds."""
 
 
 def add_cost_arguments(parser: argparse.ArgumentParser, json: bool = True) -> None:
@@ -82,13 +82,12 @@ def wanted(args: argparse.Namespace) -> bool:
     return False
 
 
-def make_basis(args: argparse.Namespace) -> Basis:
+def make_basis(args: argparse.Namespace, prices: Prices) -> Basis:
     """What the flags have an estimate reckoned with.
 
     Raises:
-        TrackStarError: an unknown machine, a price table or calibration that cannot be read, or flags that contradict each other.
+        TrackStarError: an unknown machine, a calibration that cannot be read, or flags that contradict each other.
     """
-    prices = load_prices(args.prices)
     machine = None if args.machine == HERE else prices.machine(args.machine)
     calibrates = args.calibrate if args.calibrate is not None else machine is None and args.calibration is None
     if args.save_calibration and not calibrates:
@@ -105,7 +104,8 @@ def dry_run(args: argparse.Namespace, beam_args: Sequence[str], estimate: Callab
         beam_args: Beam's flags.
         estimate: One of `trackstar.cost.commands`, but for the basis.
     """
-    prices, basis = load_prices(args.prices), make_basis(args)
+    prices = load_prices(args.prices)
+    basis = make_basis(args, prices)
     found, rates = estimate(basis)
     machines = args.num_machines or (runner.num_local_workers(beam_args) if basis.machine is None else 1)
     priced = basis.machine or prices.machines.get(HERE)

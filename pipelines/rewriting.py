@@ -26,10 +26,11 @@ def rewrite_items(index: Index, items: Sequence[WorkItem], beam_args: Sequence[s
 
     What cannot be copied, because the older file is damaged, is left for the model to encode.
     """
-    present = index.existing_keys()
-    missing = [item for item in items if item.removed and item.key(index.spec.hash) not in present]
-    if not missing:
+    hit = [item for item in items if item.removed]
+    if not hit:
         return
+    present = index.existing_keys()
+    missing = [item for item in hit if item.key(index.spec.hash) not in present]
     without = written_without(index)
     olds = [(item, predecessor(index, item, present, without)) for item in missing]
     elements = [(item.to_dict(), old) for item, old in olds if old is not None]

@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 import apache_beam as beam
@@ -26,7 +25,8 @@ from pipelines.build_index import encoder_source
 from pipelines.costs import add_cost_arguments
 from pipelines.errors import PipelineError
 from pipelines.progress import say
-from pipelines.score import WriteResults, add_ranking_arguments, add_scan_arguments
+from pipelines.scanning import WriteResults
+from pipelines.score import add_ranking_arguments, add_scan_arguments, query_set_of
 from pipelines.standing_sets import (
     Scanning,
     bring_up_to_date,
@@ -99,7 +99,7 @@ def add(args: argparse.Namespace, beam_args: list[str]) -> None:
     index.snapshot()  # says if there is none
     queries = read_queries(args.queries)
     settings = Settings(
-        query_set=args.query_set or PurePosixPath(args.queries).name.split(".")[0],
+        query_set=query_set_of(args),
         top_k=args.top_k,
         spare=args.top_k if args.spare is None else args.spare,
         opponents=args.opponents,

@@ -9,7 +9,8 @@ import apache_beam as beam
 from pipelines import runner
 from pipelines.errors import PipelineError
 from pipelines.progress import Progress, say
-from pipelines.score import Scan, ScanIndex, Tops, encode_queries, group_files, save_removals, scan_threads
+from pipelines.scanning import Scan, ScanIndex, Tops, group_files, save_removals, scan_threads
+from pipelines.score import encode_queries
 from trackstar import standing_report, storage
 from trackstar.cost.basis import Basis
 from trackstar.cost.commands import Estimated, PlannedScan, estimate_scans

@@ -18,6 +18,7 @@ from pipelines import cli, flag_types, options, runner
 from pipelines.corpus import add_corpus_arguments
 from pipelines.progress import Progress, Reporter, say
 from pipelines.repair import repair
+from pipelines.scanning import group_files
 from pipelines.workers import OneByOne, add_model_arguments
 from trackstar import storage, verification
 from trackstar.errors import TrackStarError
@@ -88,7 +89,7 @@ def verify(index: Index, check_bytes: int, beam_args: Sequence[str], keys: set[s
     if keys is not None:
         checks, foreign = [check for check in checks if check.key in keys], []
     work = storage.join(index.uri, "failures", f"verify-{uuid.uuid4().hex[:12]}")
-    groups = _groups(checks, check_bytes)
+    groups = group_files(checks, check_bytes)
     total = float(sum(check.num_bytes for check in checks))
     with Progress("verifying", total, len(groups), "files", enabled=runner.is_local(beam_args)) as progress:
         transform = VerifyFiles(groups, index.uri, index.spec.to_json(), work, progress.reporter)
@@ -105,18 +106,6 @@ def verify(index: Index, check_bytes: int, beam_args: Sequence[str], keys: set[s
         if unrecorded := verification.unrecorded_log(index):
             say(f"no checksum was kept of {', '.join(unrecorded[:5])}; the next commit does it")
     return sorted(set(findings))
-
-
-def _groups(checks: Sequence[Check], size: int) -> list[list[Check]]:
-    groups: list[list[Check]] = []
-    filled = size
-    for check in checks:
-        if filled >= size:
-            groups.append([])
-            filled = 0
-        groups[-1].append(check)
-        filled += check.num_bytes
-    return groups
 
 
 @dataclasses.dataclass

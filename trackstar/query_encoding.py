@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 
@@ -19,6 +20,15 @@ from trackstar.preconditioner import GramSum, Preconditioner, change_of_precondi
 from trackstar.queries import Change, QuerySet
 from trackstar.results import Query
 from trackstar.tokenization import UnusableRecordError
+
+_GROUP = 64
+
+T = TypeVar("T")
+
+
+def query_groups(queries: Sequence[T]) -> list[Sequence[T]]:
+    """Queries in the groups, 64 each, that are encoded together."""
+    return [queries[start : start + _GROUP] for start in range(0, len(queries), _GROUP)]
 
 
 def queries_key(spec_hash: str, queries: Sequence[Query]) -> str:

@@ -15,7 +15,8 @@ from pipelines.driver import Launch
 from pipelines.fit import SumOverSample
 from pipelines.progress import Reporter
 from pipelines.rewriting import RewriteItems
-from pipelines.score import EncodeQueries, Scan, ScanIndex, ScoreIndex
+from pipelines.scanning import Scan, ScanIndex
+from pipelines.score import EncodeQueries, ScoreIndex
 from pipelines.tail_patch import RunTasks
 from pipelines.verify import VerifyFiles
 from tests import gcs as store

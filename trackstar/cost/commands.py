@@ -22,6 +22,7 @@ from trackstar.fitting import SampleTask
 from trackstar.index import DataFile
 from trackstar.models import LoadedModel
 from trackstar.queries import QuerySet
+from trackstar.query_encoding import query_groups
 from trackstar.results import Query
 from trackstar.scoring import ScanSettings
 from trackstar.spec import Spec
@@ -178,13 +179,12 @@ def estimate_score(
                 eigen_flops=calibrate.eigen_rate(spec.block_dimension, basis.clock),
                 tensor_bytes=calibrate.tensor_rate(basis.clock),
             )
-    size = 64
     encoded = CorpusShape(
-        -(-len(queries) // size),
+        len(query_groups(queries)),
         0.0,
         float(len(queries)),
         asked.tokens * len(queries) / max(1, len(asked.examples)),
-        sum(padded_tokens(asked.examples[i : i + size], spec.batch_tokens) for i in range(0, len(asked.examples), size))
+        sum(padded_tokens(group, spec.batch_tokens) for group in query_groups(asked.examples))
         * len(queries)
         / max(1, len(asked.examples)),
     )
