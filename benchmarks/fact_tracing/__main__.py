@@ -91,7 +91,7 @@ def measure(
     if not retrain:
         return report.DatasetReport(data, about(data.corpus), rows, patches, None)
     with spent.on(f"{name}: retraining"):
-        smaller = dataset.build(name, size.truth.facts, size.truth.passages, trex)
+        smaller = dataset.build(name, size.truth.facts, size.truth.passages, trex, size.truth.words_per_passage)
         little = dataset.prepare(f"{name}, smaller", smaller, size.truth.model, folder / f"{name}_truth", tell)
         found = truth.retrained(little, principal, size.truth, folder / f"{name}_truth" / "retrained", tell)
     return report.DatasetReport(data, about(data.corpus), rows, patches, found)
