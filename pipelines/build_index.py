@@ -13,20 +13,23 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from pipelines import cli, costs, runner
+from pipelines import cli, cost_flags, costs, runner
 from pipelines.corpus import add_corpus_arguments, add_reject_argument, planned
-from pipelines.costs import add_cost_arguments
+from pipelines.cost_flags import add_cost_arguments
+from pipelines.elements import OneByOne
+from pipelines.model_flags import add_model_arguments
 from pipelines.progress import Progress, Reporter, say
 from pipelines.rewriting import rewrite_items
-from pipelines.workers import EncoderDoFn, OneByOne, add_model_arguments
+from pipelines.workers import EncoderDoFn
 from trackstar import manifest, storage
 from trackstar.corpus import Shard, WorkItem
 from trackstar.cost.basis import Basis
 from trackstar.cost.commands import Estimated, estimate_build
 from trackstar.encoder import EncoderSource
 from trackstar.errors import ShardError
-from trackstar.index import Index, ItemFile
-from trackstar.indexing import ItemCounts, encode_item, take_failure, write_failure
+from trackstar.index import Index
+from trackstar.indexing import encode_item, take_failure, write_failure
+from trackstar.item_footer import ItemCounts, ItemFile
 from trackstar.manifest import Manifest
 from trackstar.removal import NOTHING, Removals
 from trackstar.removed_items import base_key, discover, load_removals, without_removed
@@ -50,7 +53,7 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     index = Index.open(args.index)
     shards, items = planned(args)
     source = encoder_source(args, index)
-    if costs.wanted(args):
+    if cost_flags.wanted(args):
         return costs.dry_run(args, beam_args, lambda basis: estimate(index, shards, items, source, basis))
     with WriteLock(index.uri, "build-index") as lock:
         index.remove_partial_files()

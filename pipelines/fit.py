@@ -13,11 +13,13 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipelines import cli, costs, flag_types, options, runner
+from pipelines import cli, cost_flags, costs, flag_types, options, runner
 from pipelines.corpus import add_corpus_arguments, planned
-from pipelines.costs import add_cost_arguments
+from pipelines.cost_flags import add_cost_arguments
+from pipelines.elements import OneByOne
+from pipelines.model_flags import add_model_arguments
 from pipelines.progress import say
-from pipelines.workers import EncoderDoFn, OneByOne, add_model_arguments
+from pipelines.workers import EncoderDoFn
 from trackstar import fitting, second_moments, storage
 from trackstar.cost.basis import Basis
 from trackstar.cost.commands import Estimated, estimate_fit
@@ -114,7 +116,7 @@ def _add_recipe_arguments(group: argparse._ActionsContainer) -> None:
 
 def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     """Fits; a second run with the same settings finds the work done."""
-    if costs.wanted(args):
+    if cost_flags.wanted(args):
         return costs.dry_run(args, beam_args, lambda basis: estimate(args, basis))
     fit = _Fit(args, beam_args)
     if fit.is_done():

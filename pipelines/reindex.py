@@ -9,26 +9,31 @@ whoever opens the old one is led to it.
 """
 
 import argparse
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from pipelines import cli, costs, flag_types, options
-from pipelines.build_index import Encoded, encode_items, encoder_source, estimate
+from pipelines import cli, cost_flags, flag_types, heavy, options
 from pipelines.corpus import add_corpus_arguments, add_reject_argument
-from pipelines.costs import add_cost_arguments
+from pipelines.cost_flags import add_cost_arguments
+from pipelines.model_flags import add_model_arguments
 from pipelines.progress import say
-from pipelines.standing_sets import Scanning, carry_over, update_all
-from pipelines.workers import add_model_arguments
-from trackstar import drift, manifest, reindexing, removal
-from trackstar.encoder import EncoderSource
+from pipelines.scan_flags import Scanning
+from pipelines.standing_sets import carry_over, update_all
+from trackstar import manifest, reindexing, removal
 from trackstar.errors import TrackStarError
 from trackstar.estimate import human_bytes
 from trackstar.index import Index
-from trackstar.indexing import ItemCounts
+from trackstar.item_footer import ItemCounts
 from trackstar.reindexing import Changes, Plan
 from trackstar.spec import Spec
 from trackstar.vacuum import plan_vacuum, vacuum
 from trackstar.write_lock import WriteLock
+
+if TYPE_CHECKING:
+    from pipelines.build_index import Encoded
+    from trackstar.encoder import EncoderSource
+
+    Source = Callable[[], EncoderSource]
 
 EXPECTED = (
     "max_length",
@@ -110,12 +115,10 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     if args.new_index:
         return _switch(args, beam_args, index)
     reindexing.check_spec(index.spec, _expected(args), args.index)
-    if costs.wanted(args):
-        return _describe(args, beam_args, index, _plan(args, index))
+    if cost_flags.wanted(args):
+        return _describe(args, beam_args, index)
     with WriteLock(index.uri, "reindex") as lock:
-        changes = reindex(
-            index, _plan(args, index), encoder_source(args, index), beam_args, lock, args.max_reject_fraction
-        )
+        changes = reindex(index, _plan(args, index), _source(args, index), beam_args, lock, args.max_reject_fraction)
         after_commit(args, beam_args, index, changes)
     return cli.EXIT_DONE
 
@@ -123,7 +126,7 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
 def reindex(
     index: Index,
     plan: Plan,
-    source: EncoderSource,
+    source: "Source",
     beam_args: Sequence[str],
     lock: WriteLock,
     max_reject_fraction: float,
@@ -133,7 +136,7 @@ def reindex(
     Args:
         index: The index.
         plan: Made while `lock` is held.
-        source: The encoder; not loaded where there is nothing to encode.
+        source: Gives the encoder; not asked where there is nothing to encode.
         beam_args: Beam's flags.
         lock: The index's; checked right before the commit.
         max_reject_fraction: Largest share of the records read that may be rejected.
@@ -164,14 +167,18 @@ def reindex(
 
 
 def _encode(
-    index: Index, plan: Plan, source: EncoderSource, beam_args: Sequence[str], max_reject_fraction: float
-) -> tuple[Encoded, Plan]:
+    index: Index,
+    plan: Plan,
+    source: "Source",
+    beam_args: Sequence[str],
+    max_reject_fraction: float,
+) -> "tuple[Encoded, Plan]":
     """Encodes what the plan lacks, and what take-downs meanwhile changed; returns the plan that holds in the end."""
     while True:
-        encoded = Encoded([], ItemCounts(), [])
+        encoded = heavy.build_index.Encoded([], ItemCounts(), [])
         if plan.to_encode:
             index.remove_partial_files()
-            encoded = encode_items(index, plan.to_encode, source, beam_args)
+            encoded = heavy.build_index.encode_items(index, plan.to_encode, source(), beam_args)
             encoded.check_failures()
         newer = reindexing.replan(index, plan)
         if newer is plan:
@@ -202,14 +209,14 @@ def _switch(args: argparse.Namespace, beam_args: list[str], old: Index) -> int:
         raise TrackStarError(f"--new_index {args.new_index} is the index that is in use already; leave the flag out")
     reindexing.check_spec(new.spec, _expected(args), args.new_index)
     say(f"{new.uri} takes the place of {old.uri}:\n  {reindexing.describe_switch(old.spec, new.spec)}")
-    if costs.wanted(args):
-        return _describe(args, beam_args, new, _plan_anew(args, new, old))
+    if cost_flags.wanted(args):
+        return _describe(args, beam_args, new, old)
     with WriteLock(old.uri, "reindex --new_index"), WriteLock(new.uri, "reindex") as lock:
         removal.carry_over(old.uri, new.uri)
         plan = _plan_anew(args, new, old)
-        changes = reindex(new, plan, encoder_source(args, new), beam_args, lock, args.max_reject_fraction)
+        changes = reindex(new, plan, _source(args, new), beam_args, lock, args.max_reject_fraction)
         if args.update_standing:
-            carry_over(old, new, encoder_source(args, new), beam_args)
+            carry_over(old, new, _source(args, new), beam_args)
         new.supersede(old)
         removal.carry_over(old.uri, new.uri)  # what was taken down while it was built hides there at once, too
         say(f"{old.uri}: whoever opens it from now on is led to {new.uri}; what it holds stays until you delete it")
@@ -226,12 +233,19 @@ def _plan_anew(args: argparse.Namespace, new: Index, old: Index) -> Plan:
     return reindexing.plan(new, args.corpus, item_bytes, args.fingerprint, 1.0)
 
 
+def _source(args: argparse.Namespace, index: Index) -> "Source":
+    return lambda: heavy.build_index.encoder_source(args, index)
+
+
 def _expected(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in EXPECTED}
 
 
-def _describe(args: argparse.Namespace, beam_args: list[str], index: Index, plan: Plan) -> int:
+def _describe(args: argparse.Namespace, beam_args: list[str], index: Index, old: Index | None = None) -> int:
     """Says what a run would do."""
+    # Before the corpus is listed: what a process needs to start is how long this one has run when it is imported.
+    costs = heavy.costs
+    plan = _plan(args, index) if old is None else _plan_anew(args, index, old)
     difference, to_encode = plan.survey.difference, plan.to_encode
     to_read = sum(item.num_bytes for item in to_encode)
     lines = [
@@ -247,7 +261,7 @@ def _describe(args: argparse.Namespace, beam_args: list[str], index: Index, plan
     say(f"{index.uri}: a re-index now:\n" + "\n".join(lines))
     if not to_encode:
         return cli.EXIT_DONE
-    source = encoder_source(args, index)
+    source, estimate = _source(args, index)(), heavy.build_index.estimate
     return costs.dry_run(
         args, beam_args, lambda basis: estimate(index, difference.to_encode, to_encode, source, basis, "reindex")
     )
@@ -259,7 +273,7 @@ def _report_drift(args: argparse.Namespace, index: Index, changes: Changes) -> N
     fresh = {file.uri for file in changes.added}
     old = [file for file in index.snapshot(changes.version_after).files if file.uri not in fresh]
     try:
-        found = drift.measure(index, changes.added, old, args.drift_sample)
+        found = heavy.drift.measure(index, changes.added, old, args.drift_sample)
     except TrackStarError as error:  # the commit is made: a number that is missing makes no failure of the run
         found = str(error)
     say(f"drift: not measured: {found}" if isinstance(found, str) else found.describe(args.drift_limit))

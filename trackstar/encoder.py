@@ -10,10 +10,11 @@ import torch
 from trackstar import second_moments, threads
 from trackstar.batching import Example, collate, plan_batches
 from trackstar.device_memory import BatchLimit, explained
+from trackstar.devices import choose_device
 from trackstar.encodings import Encodings
 from trackstar.errors import TrackStarError
 from trackstar.gradients import GradientEngine, ProjectingSink
-from trackstar.models import LoadedModel, block_layout, choose_device, load_model
+from trackstar.models import LoadedModel, block_layout, load_model
 from trackstar.preconditioner import load_inverse_root
 from trackstar.second_moments import SecondMoments
 from trackstar.spec import Spec

@@ -17,7 +17,7 @@ import torch
 
 from trackstar import storage
 from trackstar.errors import TrackStarError
-from trackstar.item_file import ENCODING, MAX_NORM, read_footer
+from trackstar.item_footer import ENCODING, MAX_NORM, read_footer
 from trackstar.parquet_pages import Page, plain_pages
 
 _TYPES = {2: torch.bfloat16, 4: torch.float32}

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from trackstar import storage
 from trackstar.errors import TrackStarError
-from trackstar.item_file import read_footer
+from trackstar.item_footer import read_footer
 
 
 def fetch_passages(uri: str, rows: Sequence[int] | np.ndarray) -> tuple[list[str], list[str] | None, list[int]]:

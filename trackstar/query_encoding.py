@@ -73,6 +73,17 @@ class PreparedQueries:
     mixing: float
     """λ of R = λ R_eval + (1 − λ) R_train; 0 without R_eval."""
 
+    def save(self, folder: str) -> tuple[str, str | None]:
+        """Writes queries, folded, and the change, if any, where workers of a scan find them; returns both files."""
+        uri = storage.join(folder, "queries.safetensors")
+        if self.change is None:
+            self.queries.save(uri)
+            return uri, None
+        change_uri = storage.join(folder, "change.safetensors")
+        self.queries.fold(self.change).save(uri)
+        self.change.save(change_uri)
+        return uri, change_uri
+
 
 def prepare_queries(
     index: Index,

@@ -17,7 +17,7 @@ from trackstar.corpus import Reject, WorkItem
 from trackstar.encodings import Encodings
 from trackstar.errors import TrackStarError
 from trackstar.index import Index
-from trackstar.indexing import ItemCounts
+from trackstar.item_footer import ItemCounts
 from trackstar.queries import Change
 from trackstar.removal import Removals, TakeDown, read_ids, take_downs
 from trackstar.removed_items import (

@@ -18,7 +18,8 @@ from trackstar import approximate, encoding_reader, item_file, scoring
 from trackstar.approximate import QueryProduct
 from trackstar.encodings import Encodings
 from trackstar.errors import TrackStarError
-from trackstar.item_file import STORAGE_TYPES, ItemFile
+from trackstar.item_file import STORAGE_TYPES
+from trackstar.item_footer import ItemFile
 from trackstar.row_weights import RowWeights
 from trackstar.scoring import Change, QuerySet, ScanSettings, TopK, fetch_passages, scan_file, scan_files
 
