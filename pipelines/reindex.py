@@ -17,7 +17,7 @@ from pipelines.corpus import add_corpus_arguments, add_reject_argument
 from pipelines.cost_flags import add_cost_arguments
 from pipelines.model_flags import add_model_arguments
 from pipelines.progress import say
-from pipelines.scan_flags import Scanning
+from pipelines.scan_flags import Scanning, add_scan_arguments
 from pipelines.standing_sets import carry_over, update_all
 from trackstar import manifest, reindexing, removal
 from trackstar.errors import TrackStarError
@@ -76,13 +76,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "mount; 1 allows everything",
     )
     add_cost_arguments(parser)
-    parser.add_argument(
+    group = parser.add_argument_group("standing queries")
+    group.add_argument(
         "--update_standing",
         type=options.boolean,
         default=True,
         metavar="true|false",
         help="afterwards bring the proponents of standing queries up to date (`trackstar standing`)",
     )
+    add_scan_arguments(group)
     group = parser.add_argument_group("retention")
     group.add_argument(
         "--vacuum_days",
@@ -195,7 +197,7 @@ def after_commit(args: argparse.Namespace, beam_args: Sequence[str], index: Inde
         vacuum(index, plan)
         say(f"{index.uri}: deleted {plan.describe()}")
     if args.update_standing:
-        update_all(index, Scanning(args.device, beam_args=beam_args))
+        update_all(index, Scanning.of(args, beam_args))
 
 
 def _plan(args: argparse.Namespace, index: Index) -> Plan:
