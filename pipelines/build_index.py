@@ -159,10 +159,7 @@ def encode_items(index: Index, items: Sequence[WorkItem], source: EncoderSource,
 
 def _run(index: Index, items: Sequence[WorkItem], source: EncoderSource, beam_args: Sequence[str]) -> None:
     """Runs the pipeline over the items."""
-    removals = load_removals(index)
-    removals_uri = storage.join(index.uri, "removed", "lists", f"{removals.hash}.json") if removals else None
-    if removals_uri:
-        removals.save(removals_uri)
+    removals_uri = load_removals(index).save(storage.join(index.uri, "removed", "lists"))
     total = sum(item.num_bytes for item in items)
     with Progress("encoding", total, len(items), "examples", enabled=runner.is_local(beam_args)) as progress:
         fields = [item.to_dict() for item in items]

@@ -20,8 +20,8 @@ from pipelines.progress import say
 from pipelines.scan_flags import Scanning, add_scan_arguments
 from pipelines.standing_sets import carry_over, update_all
 from trackstar import manifest, reindexing, removal
+from trackstar.amounts import human_bytes
 from trackstar.errors import TrackStarError
-from trackstar.estimate import human_bytes
 from trackstar.index import Index
 from trackstar.item_footer import ItemCounts
 from trackstar.reindexing import Changes, Plan

@@ -14,7 +14,7 @@ from apache_beam.utils.shared import Shared
 from pipelines import runner
 from pipelines.elements import OneByOne
 from pipelines.progress import Reporter
-from trackstar import storage, threads
+from trackstar import threads
 from trackstar.devices import choose_device
 from trackstar.errors import TrackStarError
 from trackstar.index import DataFile
@@ -27,15 +27,6 @@ from trackstar.topk import TopK
 
 Tops = tuple[TopK, TopK | None]
 Passages = dict[tuple[str, int], str]
-
-
-def save_removals(removals: Removals, folder: str) -> str | None:
-    """Writes what workers are to leave out of their scans; None where that is nothing."""
-    if not removals:
-        return None
-    uri = storage.join(folder, f"removals-{removals.hash}.json")
-    removals.save(uri)
-    return uri
 
 
 def scan_threads(wanted: int, beam_args: Sequence[str]) -> int:

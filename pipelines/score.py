@@ -18,7 +18,7 @@ from pipelines.elements import OneByOne, group_files
 from pipelines.model_flags import add_model_arguments
 from pipelines.progress import Progress, Reporter, say
 from pipelines.scan_flags import add_query_arguments, add_ranking_arguments, add_scan_arguments, query_set_of
-from pipelines.scanning import Scan, ScanIndex, WriteResults, save_removals, scan_threads
+from pipelines.scanning import Scan, ScanIndex, WriteResults, scan_threads
 from pipelines.workers import EncoderDoFn
 from trackstar import storage
 from trackstar.cost.basis import Basis
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
         *prepared.save(work),
         settings,
         scan_threads(args.scan_threads, beam_args),
-        save_removals(removals, work),
+        removals.save(work),
     )
     files = [file for file in snapshot.files if file.shard not in removals.shards]
     elements = group_files(files, args.scan_bytes)

@@ -9,7 +9,7 @@ from pipelines import runner
 from pipelines.elements import group_files
 from pipelines.progress import Progress, say
 from pipelines.scan_flags import Scanning
-from pipelines.scanning import Scan, ScanIndex, Tops, WriteResults, save_removals, scan_threads
+from pipelines.scanning import Scan, ScanIndex, Tops, WriteResults, scan_threads
 from pipelines.score import encode_queries
 from trackstar import storage
 from trackstar.cost.basis import Basis
@@ -76,7 +76,7 @@ def scan(
             standing.change_uri,
             ScanSettings(settings.capacity, settings.opponents, settings.unit_norm, scanning.device),
             scan_threads(scanning.scan_threads, beam_args),
-            save_removals(contents.removals, standing.work_uri),
+            contents.removals.save(standing.work_uri),
         )
         shown = [file for file in files if file.shard not in contents.removals.shards]
         elements = group_files(shown, scanning.scan_bytes)

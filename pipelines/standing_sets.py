@@ -11,8 +11,8 @@ from pipelines.errors import PipelineError
 from pipelines.progress import say
 from pipelines.scan_flags import Scanning
 from trackstar import standing_report, storage
+from trackstar.amounts import human_bytes
 from trackstar.errors import BusyError, TrackStarError
-from trackstar.estimate import human_bytes
 from trackstar.index import DataFile, Index
 from trackstar.standing import StandingSet, lock, names_of
 from trackstar.standing_state import State
