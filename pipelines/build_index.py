@@ -21,7 +21,7 @@ from pipelines.model_flags import add_model_arguments
 from pipelines.progress import Progress, Reporter, say
 from pipelines.rewriting import rewrite_items
 from pipelines.workers import EncoderDoFn
-from trackstar import manifest, storage
+from trackstar import checkpoint_files, manifest, storage
 from trackstar.corpus import Shard, WorkItem
 from trackstar.cost.basis import Basis
 from trackstar.cost.commands import Estimated, estimate_build
@@ -158,15 +158,27 @@ def encode_items(index: Index, items: Sequence[WorkItem], source: EncoderSource,
 
 
 def _run(index: Index, items: Sequence[WorkItem], source: EncoderSource, beam_args: Sequence[str]) -> None:
-    """Runs the pipeline over the items."""
+    """Runs the pipeline over the items; its workers hold the model against the index's spec."""
+    checkpoint = checkpoint_files.fingerprints(source.model)
     removals_uri = load_removals(index).save(storage.join(index.uri, "removed", "lists"))
     total = sum(item.num_bytes for item in items)
     with Progress("encoding", total, len(items), "examples", enabled=runner.is_local(beam_args)) as progress:
         fields = [item.to_dict() for item in items]
         transform = EncodeItems(fields, source, index.uri, progress.reporter, removals_uri)
         runner.run_pipeline(lambda pipeline: pipeline | "EncodeItems" >> transform, beam_args)
+    checkpoint_files.record(index.uri, checkpoint)
     if removals_uri:
         storage.delete(removals_uri)
+
+
+def check_model(source: EncoderSource, beam_args: Sequence[str]) -> None:
+    """Has a worker load the encoder and do nothing with it.
+
+    Raises:
+        PipelineError: the model is not the one that the index was made with; the message says what differs.
+    """
+    load = "LoadEncoder" >> beam.ParDo(LoadEncoder(source))
+    runner.run_pipeline(lambda pipeline: pipeline | OneByOne([None]) | load, beam_args)
 
 
 def gather(index: Index, items: Sequence[WorkItem]) -> Encoded:
@@ -207,6 +219,13 @@ class EncodeItems(beam.PTransform):
     def expand(self, root: Any) -> Any:
         encode = EncodeItem(self.source, self.index_uri, self.reporter, self.removals_uri, self.replace)
         return root | OneByOne(self.items) | "EncodeItem" >> beam.ParDo(encode)
+
+
+class LoadEncoder(EncoderDoFn):
+    """Has the encoder, which raises where one of its parts is not the index's."""
+
+    def process(self, element: None) -> Iterator[str]:
+        yield self.loaded().spec.hash
 
 
 class EncodeItem(EncoderDoFn):

@@ -20,7 +20,7 @@ from pipelines.elements import OneByOne
 from pipelines.model_flags import add_model_arguments
 from pipelines.progress import say
 from pipelines.workers import EncoderDoFn
-from trackstar import fitting, second_moments, storage
+from trackstar import checkpoint_files, fitting, second_moments, storage
 from trackstar.cost.basis import Basis
 from trackstar.cost.commands import Estimated, estimate_fit
 from trackstar.cost.skeleton import load_skeleton
@@ -194,6 +194,7 @@ class _Fit:
         _check_moments(args)
         self.shards, items = planned(args)
         self.tasks = fitting.choose_sample(items, args.sample_size, args.sample_tasks, args.sample_seed)
+        self.checkpoint = checkpoint_files.fingerprints(args.model)
         loaded = load_model(args.model, args.model_dtype, "cpu", args.allow_low_coverage)
         say(loaded.coverage.describe())
         self.moments: SecondMoments | None = None
@@ -261,6 +262,7 @@ class _Fit:
     def write(self) -> None:
         """Writes the spec, which makes the folder an index, and drops the partial sums."""
         storage.write_bytes(storage.join(self.args.index, "fit.json"), json.dumps(self.sample, indent=2).encode())
+        checkpoint_files.record(self.args.index, self.checkpoint)
         Index.create(self.args.index, self.spec)
         storage.delete(storage.join(self.args.index, "fit"))
 
