@@ -35,12 +35,12 @@ def explain_examples(
         TrackStarError: an example whose tokens cannot be found again, or as `token_influence.contributions`.
     """
     documents = [document_again(encoder.tokenization, example) for example in ranked]
-    found = contributions(encoder, query, documents, by_target, check)
+    found = contributions(encoder, query, [document for document, _ in documents], by_target, check)
     return [_explanation(encoder, query, *parts) for parts in zip(ranked, documents, found, strict=True)]
 
 
-def document_again(tokenization: Tokenization, ranked: RankedExample) -> Example:
-    """What was encoded: from the text that the index holds, or else from the corpus.
+def document_again(tokenization: Tokenization, ranked: RankedExample) -> tuple[Example, int]:
+    """What was encoded, from the text that the index holds or else from the corpus; and how many tokens are not in its text.
 
     A text becomes the tokens that it was made of, but for one that was cut out of a longer document: what went before a later
     passage is not in it, and a text without its end may end in other tokens. Such are read from the corpus, if it is in reach.
@@ -48,26 +48,30 @@ def document_again(tokenization: Tokenization, ranked: RankedExample) -> Example
     Raises:
         TrackStarError: neither gives any tokens.
     """
-    from_text = _from_text(tokenization, ranked) if ranked.text else None
-    whole = not (tokenization.long_documents == "split" and _LATER_PASSAGE.search(ranked.example_id))
-    if from_text is not None and len(from_text.input_ids) == ranked.num_tokens and whole:
-        return from_text
+    context = 1 if tokenization.long_documents == "split" and _LATER_PASSAGE.search(ranked.example_id) else 0
+    from_text = _from_text(tokenization, ranked, context) if ranked.text else None
+    if from_text is not None and len(from_text.input_ids) == ranked.num_tokens:
+        return from_text, 0
     try:
-        return _from_corpus(tokenization, ranked)
+        return _from_corpus(tokenization, ranked), context
     except TrackStarError as error:
         if from_text is not None:
-            return from_text
+            return from_text, 0
         raise TrackStarError(
             f"{ranked.example_id}: cannot be explained: the index holds no text of it, and the corpus does not give it: {error}"
         ) from error
 
 
-def _from_text(tokenization: Tokenization, ranked: RankedExample) -> Example | None:
+def _from_text(tokenization: Tokenization, ranked: RankedExample, context: int) -> Example | None:
+    """Of a later passage, the tokens behind its `context`: one less than it has, so that it is not taken for the whole."""
     if tokenization.tokenizer is None:
         return None
-    tokens, _ = tokenization.tokens(ranked.text)
+    tokens, offsets = tokenization.tokens(ranked.text)
+    if context and offsets is not None:  # tokens that the tokenizer begins every text with
+        begun = next((i for i, (start, end) in enumerate(offsets) if end > start), 0)
+        tokens = tokens[begun:]
     end = tokenization.tokenizer.eos_token_id
-    if tokenization.append_eos and end is not None and len(tokens) < ranked.num_tokens:
+    if tokenization.append_eos and end is not None and len(tokens) + context + 1 == ranked.num_tokens:
         tokens = (*tokens, end)
     tokens = tokens[: tokenization.max_length]
     return Example(ranked.example_id, tokens, 1, ranked.position, ranked.text) if len(tokens) > 1 else None
@@ -104,16 +108,17 @@ def _record(ranked: RankedExample) -> Record:
 
 
 def _explanation(
-    encoder: Encoder, query: Example, ranked: RankedExample, document: Example, found: Contributions
+    encoder: Encoder, query: Example, ranked: RankedExample, of_document: tuple[Example, int], found: Contributions
 ) -> Explanation:
+    document, context = of_document
     tolerance = _LOSS_TOLERANCE[encoder.spec.model_dtype] * max(1.0, abs(ranked.loss))
     weights = encoder.loaded.weights
     return Explanation(
         example=ranked,
         score=found.score,
         loss=found.loss,
-        document=_tokens(encoder.tokenization, document, found.by_position, found.by_target),
-        query=_tokens(encoder.tokenization, query, found.query_by_position, found.query_by_target),
+        document=_tokens(encoder.tokenization, document, context, found.by_position, found.by_target),
+        query=_tokens(encoder.tokenization, query, 0, found.query_by_position, found.query_by_target),
         weights=tuple(
             WeightContribution(weight.name, weight.layer, weight.kind, float(value))
             for weight, value in zip(weights, found.by_weight, strict=True)
@@ -127,14 +132,18 @@ def _explanation(
 
 
 def _tokens(
-    tokenization: Tokenization, example: Example, by_position: np.ndarray, by_target: np.ndarray | None
+    tokenization: Tokenization,
+    example: Example,
+    context: int,
+    by_position: np.ndarray,
+    by_target: np.ndarray | None,
 ) -> TokenContributions:
     text = example.text or ""
     return TokenContributions(
         text=text,
         input_ids=example.input_ids,
         pieces=tuple(pieces_of(tokenization.tokenizer, example.input_ids)),
-        spans=tuple(spans_of(tokenization, text, example.input_ids)),
+        spans=tuple(spans_of(tokenization, text, example.input_ids, context)),
         first_target=example.first_target,
         by_position=tuple(by_position.tolist()),
         by_target=None if by_target is None else tuple(by_target.tolist()),

@@ -20,14 +20,14 @@ def pieces_of(tokenizer: PreTrainedTokenizerBase | None, tokens: Sequence[int]) 
     return [piece if isinstance(piece, str) else "".join(piece) for piece in decoded]
 
 
-def spans_of(tokenization: Tokenization, text: str, tokens: Sequence[int]) -> list[Span]:
+def spans_of(tokenization: Tokenization, text: str, tokens: Sequence[int], context: int = 0) -> list[Span]:
     """Start and end, in characters, of each token of `text`.
 
     Args:
         tokenization: Has the tokenizer.
-        text: What the tokens were made of, as far as it is known: a passage's first token, which is context, may lie before it,
-            and an end-of-text token after it.
+        text: What the tokens were made of; an end-of-text token may lie behind it.
         tokens: T tokens.
+        context: How many of them lie before the text: a later passage's first one.
 
     Returns:
         T pairs. By the tokenizer's own offsets where it has some and makes these tokens of this text; else each token is looked
@@ -35,21 +35,20 @@ def spans_of(tokenization: Tokenization, text: str, tokens: Sequence[int]) -> li
     """
     if tokenization.tokenizer is None or not text:
         return [(0, 0)] * len(tokens)
+    inside = tuple(tokens[context:])
     own, offsets = tokenization.tokens(text)
-    found = None if offsets is None else _aligned(own, offsets, tuple(tokens), len(text))
-    return found or _located(pieces_of(tokenization.tokenizer, tokens), text)
+    found = None if offsets is None else _aligned(own, offsets, inside, len(text))
+    return [(0, 0)] * context + (found or _located(pieces_of(tokenization.tokenizer, inside), text))
 
 
 def _aligned(own: tuple[int, ...], offsets: list[Span], tokens: tuple[int, ...], length: int) -> list[Span] | None:
-    """Offsets of `tokens` where these are `own`, or a part of them, but for a token before or behind."""
-    for before in (0, 1):
-        for behind in (0, 1):
-            core = tokens[before : len(tokens) - behind]
-            for start in sorted({0, 1, len(own) - len(core)}):
-                if core and start >= 0 and own[start : start + len(core)] == core:
-                    first = offsets[start][0]
-                    spans = [(int(a), int(b)) for a, b in offsets[start : start + len(core)]]
-                    return [(first, first)] * before + spans + [(length, length)] * behind
+    """Offsets of `tokens` where these are `own`, or a part of them, but for a last one behind the text."""
+    for behind in (0, 1):
+        core = tokens[: len(tokens) - behind]
+        for start in sorted({0, 1, len(own) - len(core)}):
+            if core and start >= 0 and own[start : start + len(core)] == core:
+                spans = [(int(a), int(b)) for a, b in offsets[start : start + len(core)]]
+                return spans + [(length, length)] * behind
     return None
 
 
@@ -65,4 +64,4 @@ def _located(pieces: Sequence[str], text: str) -> list[Span]:
             continue
         spans += [(at, start)] * waiting + [(start, start + len(piece))]
         at, waiting = start + len(piece), 0
-    return spans + [(at, at)] * waiting
+    return spans + [(at, len(text))] * waiting
