@@ -50,7 +50,7 @@ def document_again(tokenization: Tokenization, ranked: RankedExample) -> tuple[E
     """
     context = 1 if tokenization.long_documents == "split" and _LATER_PASSAGE.search(ranked.example_id) else 0
     from_text = _from_text(tokenization, ranked, context) if ranked.text else None
-    if from_text is not None and len(from_text.input_ids) == ranked.num_tokens:
+    if from_text is not None and not context and len(from_text.input_ids) == ranked.num_tokens:
         return from_text, 0
     try:
         return _from_corpus(tokenization, ranked), context
@@ -63,7 +63,7 @@ def document_again(tokenization: Tokenization, ranked: RankedExample) -> tuple[E
 
 
 def _from_text(tokenization: Tokenization, ranked: RankedExample, context: int) -> Example | None:
-    """Of a later passage, the tokens behind its `context`: one less than it has, so that it is not taken for the whole."""
+    """The text's tokens; of a later passage, that is without its `context`."""
     if tokenization.tokenizer is None:
         return None
     tokens, offsets = tokenization.tokens(ranked.text)

@@ -146,11 +146,14 @@ class _Tangents:
         if inverse_root is None:
             projected = narrow_product(a, right.T).float() @ matrices.transpose(1, 2)  # [B, T, d1] @ [B or 1, d1, d0]
             return (scales * projected).to(left.dtype) @ left.T
-        full = [(left @ matrix @ right.T).mul_(inverse_root).T for matrix in matrices]  # [n, m] each
         values = a.float()
-        if len(full) == 1:
-            return scales * (values @ full[0])
-        return scales * torch.stack([one @ matrix for one, matrix in zip(values, full, strict=True)])
+        if len(matrices) == 1:
+            return scales * (values @ (left @ matrices[0] @ right.T).mul_(inverse_root).T)
+        # One full matrix at a time: there may be as many as documents.
+        products = [
+            one @ (left @ matrix @ right.T).mul_(inverse_root).T for one, matrix in zip(values, matrices, strict=True)
+        ]
+        return scales * torch.stack(products)
 
 
 def _or_zeros(tangents: torch.Tensor | None, values: torch.Tensor) -> torch.Tensor:

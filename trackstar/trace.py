@@ -74,7 +74,7 @@ class Trace:
         loss: −log p(target | prompt) in nats.
         num_target_tokens: Tokens of the target.
         version: Snapshot of the index.
-        num_examples: Examples in it that were scored.
+        num_examples: Examples that were scored; those that were taken down by their ids count.
         seconds: How long it took.
         scored_with: What scores depend on besides the query: hash of the spec, and the preconditioner.
     """
