@@ -9,6 +9,7 @@ The scan runs in the calling thread; no Beam is loaded.
 
 import dataclasses
 import hashlib
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -46,8 +47,8 @@ class _State:
 
 
 def open_index(
-    uri: str,
-    model: str | LoadedModel | None = None,
+    uri: str | os.PathLike[str],
+    model: str | os.PathLike[str] | LoadedModel | None = None,
     device: str = "auto",
     *,
     task_hessian: str = "none",
@@ -74,7 +75,8 @@ def open_index(
     Raises:
         TrackStarError: no index, nothing committed in it, another model, an R_eval that does not fit.
     """
-    return Tracer(uri, model, device, task_hessian, task_mixing, version, threads, allow_low_coverage)
+    model = os.fspath(model) if isinstance(model, os.PathLike) else model
+    return Tracer(os.fspath(uri), model, device, task_hessian, task_mixing, version, threads, allow_low_coverage)
 
 
 class Tracer:
@@ -242,7 +244,8 @@ class Tracer:
     ) -> list[Explanation]:
         """Where scores of a trace come from: contributions of tokens, weights and blocks (docs/method.md).
 
-        It takes two passes of the model through each example and the query, and with `by_target` a third, forwards.
+        It takes a pass through the model and back for each example and two for the query, and with `by_target` one forwards for
+        each, which is also one for the query and each example.
 
         Args:
             trace: Made by this tracer, or one like it.
