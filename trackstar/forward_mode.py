@@ -25,6 +25,8 @@ from trackstar.head import PlainHead
 from trackstar.models import WeightInfo
 
 _LOGGER = logging.getLogger(__name__)
+_SQUARES = 1 << 22
+"""Pairs of tokens in a batch: plain attention holds so many numbers a head, several times over."""
 _LEVEL = threading.Lock()
 """Dual numbers of one pass at a time exist in a process."""
 
@@ -61,6 +63,8 @@ def loss_derivatives(encoder: Encoder, examples: Sequence[Example], directions: 
     """
     found: list[np.ndarray] = [np.zeros(len(example.input_ids)) for example in examples]
     lengths = [len(example.input_ids) for example in examples]
+    longest = max(lengths, default=1)
+    batches = plan_batches(lengths, max(longest, min(encoder.spec.batch_tokens, _SQUARES // longest)))
 
     def run(indices: list[int]) -> None:
         batch = collate([examples[i] for i in indices]).to(encoder.loaded.device)
@@ -73,7 +77,7 @@ def loss_derivatives(encoder: Encoder, examples: Sequence[Example], directions: 
     try:
         with encoder.lock:
             head = PlainHead.of(encoder.loaded.model)
-            too_large = encoder.limit.each(plan_batches(lengths, encoder.spec.batch_tokens), lengths, run)
+            too_large = encoder.limit.each(batches, lengths, run)
     except NotImplementedError as error:
         _LOGGER.warning(
             "%s: contributions by predicted token are left out, since the model has an operation that cannot be differentiated "
