@@ -81,6 +81,11 @@ COMMANDS: dict[str, Command] = {
     "view": Command(
         "pipelines.view", "show results in the browser, or write them as one HTML file", runs_pipelines=False
     ),
+    "serve": Command(
+        "pipelines.serve",
+        "trace what a model says on request, against the whole index: by page and by HTTP",
+        runs_pipelines=False,
+    ),
     "demo": Command("pipelines.demo", "train a tiny model, build its index, trace queries and write the page"),
 }
 
