@@ -78,6 +78,14 @@ COMMANDS: dict[str, Command] = {
     "inspect": Command(
         "pipelines.inspect", "show what an index holds: spec, snapshots, rows, bytes, rejects", runs_pipelines=False
     ),
+    "view": Command(
+        "pipelines.view", "show results in the browser, or write them as one HTML file", runs_pipelines=False
+    ),
+    "serve": Command(
+        "pipelines.serve",
+        "trace what a model says on request, against the whole index: by page and by HTTP",
+        runs_pipelines=False,
+    ),
     "demo": Command("pipelines.demo", "train a tiny model, build its index, trace queries and write the page"),
 }
 
