@@ -1,11 +1,10 @@
 """A server on a socket, until it is told to end."""
 
-import contextlib
 import errno
 import ipaddress
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -15,6 +14,8 @@ from trackstar.errors import TrackStarError
 AUTO = "auto"
 PREFERRED_PORT = 8642
 """Tried first where no port is asked for, so that links to a view hold after a restart."""
+
+_PATIENCE = 3  # Seconds for open answers at the end.
 
 
 def bind(host: str, port: int | str = AUTO) -> socket.socket:
@@ -83,7 +84,7 @@ def is_any(host: str) -> bool:
 
 
 class _Server(uvicorn.Server):
-    """Calls back when it answers, and leaves signals to the program: Ctrl-C and SIGTERM end it as they end any command."""
+    """Calls back when it answers."""
 
     def __init__(self, config: uvicorn.Config, on_start: Callable[[], None]):
         super().__init__(config)
@@ -94,13 +95,9 @@ class _Server(uvicorn.Server):
         if self.started:
             self._on_start()
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
 
 def serve(app: ASGIApp, listener: socket.socket, on_start: Callable[[], None]) -> None:
-    """Answers until the process is told to end.
+    """Answers until the process is told to end: Ctrl-C and SIGTERM are passed on once the open answers are sent.
 
     Args:
         app: What answers.
@@ -108,7 +105,14 @@ def serve(app: ASGIApp, listener: socket.socket, on_start: Callable[[], None]) -
         on_start: Called once requests are answered.
     """
     config = uvicorn.Config(
-        app, log_config=None, log_level="warning", access_log=False, lifespan="off", server_header=False, ws="none"
+        app,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        ws="none",
+        timeout_graceful_shutdown=_PATIENCE,
     )
     try:
         _Server(config, on_start).run(sockets=[listener])

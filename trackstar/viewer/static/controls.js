@@ -14,16 +14,22 @@ export class Controls {
   constructor(onChange) {
     this.fields = Object.fromEntries([...TYPED, ...CHOSEN].map((name) => [name, byId(name)]));
     for (const name of TYPED) {
-      const changed = settled(() => onChange({ [name]: this.fields[name].value }), PAUSE);
-      this.fields[name].addEventListener("input", changed);
+      this.fields[name].addEventListener("input", settled(() => onChange(this.typed()), PAUSE));
     }
-    for (const name of CHOSEN) this.fields[name].addEventListener("change", () => onChange({ [name]: this.fields[name].value }));
+    for (const name of CHOSEN) {
+      this.fields[name].addEventListener("change", () => onChange({ ...this.typed(), [name]: this.fields[name].value }));
+    }
     byId("controls").addEventListener("submit", (event) => event.preventDefault());
     byId("reset").addEventListener("click", () => {
       onChange({ search: "", filter: "", correct: "", relation: "", min: "", max: "" });
       this.fields.search.focus();
     });
     fill(this.fields.correct, [...CORRECT].map(([value, [label]]) => [value, label]));
+  }
+
+  /** What stands in the typed fields: always told with a choice, which may come before the pause after a key is over. */
+  typed() {
+    return Object.fromEntries(TYPED.map((name) => [name, this.fields[name].value]));
   }
 
   /** Offers what the runs have: relations, orders, runs. */

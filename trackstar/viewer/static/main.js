@@ -49,10 +49,10 @@ class Page {
     const data = exportedData();
     try {
       const { info, runs } = data ? { info: {}, runs: data.runs.map((run) => new HeldRun(run)) } : await serverData();
-      this.setRuns(runs);
+      await this.setRuns(runs);
       if (info.live) await this.mountLive(info);
     } catch (error) {
-      this.setRuns([]);
+      await this.setRuns([]);
       this.announce(error.message, true);
     }
     document.body.dataset.ready = "true";
@@ -87,8 +87,8 @@ class Page {
     this.showRunNames();
     byId("export").disabled = !runs.length;
     document.title = runs.length ? `${runs.map((run) => run.name).join(", ")} · TrackStar` : "TrackStar";
-    this.refresh();
-    this.showSelected();
+    this.refresh(true);
+    return this.showSelected();
   }
 
   /** Sets parts of the view; with `isStep`, the browser's back button undoes it. */
@@ -108,12 +108,12 @@ class Page {
     this.view = view;
     this.controls.reset(view);
     this.showRunNames();
-    this.refresh();
+    this.refresh(true);
     this.showSelected();
   }
 
-  /** The list, its tally and its metrics. */
-  refresh() {
+  /** The list, its tally and its metrics; `reveals`: with the selected query in sight. */
+  refresh(reveals = false) {
     const found = selected(this.entries, this.view, this.runs.length);
     this.shown = found.entries;
     this.controls.show(this.view);
@@ -127,7 +127,7 @@ class Page {
     showMetrics(this.shown, this.runs);
     byId("metrics-box").hidden = !this.runs.length;
     this.list.selected = this.view.query || null;
-    this.list.show(this.shown, this.runs, this.runs.length ? "No query matches." : "No results are open yet.");
+    this.list.show(this.shown, this.runs, this.runs.length ? "No query matches." : "No results are open yet.", reveals);
   }
 
   select(key, isStep) {

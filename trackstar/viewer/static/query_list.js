@@ -31,8 +31,8 @@ export class QueryList {
     observer.observe(this.probe);
   }
 
-  /** Shows other entries; the selected one stays in the tab order where it is among them. */
-  show(entries, runs, emptyText) {
+  /** Shows other entries from the first on, or where `reveals` says so the selected one, which stays in the tab order. */
+  show(entries, runs, emptyText, reveals) {
     this.entries = entries;
     this.runs = runs;
     this.empty.textContent = entries.length ? "" : emptyText;
@@ -41,8 +41,9 @@ export class QueryList {
     this.active = place < 0 ? 0 : place;
     this.clear();
     this.measure();
-    if (place >= 0) this.reveal(place);
+    if (reveals && place >= 0) this.reveal(place);
     else this.box.scrollTop = 0;
+    this.draw();
   }
 
   /** Marks an entry as selected and brings it into sight. */

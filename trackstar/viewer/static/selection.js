@@ -1,6 +1,7 @@
 // Which queries the list shows, and in what order.
 import { FilterError, namesIn, parseFilter } from "./filter.js";
 import { COLUMNS, fieldNames, firstRank, isJudged, reciprocalRank, valueOf } from "./rows.js";
+import { phrasesOf } from "./text.js";
 
 const SAME = new Intl.Collator("en", { numeric: true });
 
@@ -59,7 +60,7 @@ function testsOf(view, run, numRuns) {
   const tests = [];
   const errors = [];
   const ofRow = (test) => (entry) => entry.rows[run] !== null && test(entry.rows[run]);
-  const words = view.search.toLowerCase().split(/\s+/u).filter(Boolean);
+  const words = phrasesOf(view.search.toLowerCase());
   if (words.length) tests.push((entry) => words.every((word) => searched(entry).includes(word)));
   if (CORRECT.has(view.correct) && view.correct) tests.push(ofRow(CORRECT.get(view.correct)[1]));
   if (view.relation) tests.push(ofRow((row) => String(row.fields.relation ?? "") === view.relation));
