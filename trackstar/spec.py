@@ -11,12 +11,13 @@ from typing import Any
 
 from trackstar.errors import TrackStarError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 LAYOUTS = ("blocks", "weights")
 MOMENTS = ("none", "factored", "exact")
 NORMALISATIONS = ("vector", "block")
-STORAGES = ("bfloat16", "float32")
+PROJECTIONS = ("gaussian", "whitened")
+STORAGES = ("bfloat16", "float32", "int8", "sign")
 LONG_DOCUMENTS = ("truncate", "split")
 
 
@@ -51,8 +52,16 @@ class Spec:
     block_rows: int = _field("d0: rows of one block, what the output side of a weight is projected to")
     block_columns: int = _field("d1: columns of one block, what the input side of a weight is projected to")
     num_blocks: int = _field("number of blocks, as the model's layers gave it")
-    projection: str = _field("kind of random projection", ("gaussian",))
+    projection: str = _field(
+        "random projection of each weight's gradient: gaussian, or whitened (Gaussian behind the inverse roots of the covariances "
+        "of the weight's activations and output gradients, fitted on the sample)",
+        PROJECTIONS,
+    )
     projection_seed: int = _field("seed of the random projections")
+    projection_fingerprint: str = _field("hash of the whitened projections; empty for gaussian")
+    whitening_damping: float = _field(
+        "damping of the covariances' inverse roots, in units of the mean eigenvalue; whitened only"
+    )
     moments: str = _field("optimizer-state correction: none, factored (row and column), exact (elementwise)", MOMENTS)
     moments_source: str = _field("where the second moments come from: none, adamw, adafactor, safetensors, estimated")
     moments_fingerprint: str = _field("hash of the second moments; empty without")
