@@ -19,6 +19,12 @@ NORMALISATIONS = ("vector", "block")
 PROJECTIONS = ("gaussian", "whitened")
 STORAGES = ("bfloat16", "float32", "int8", "sign")
 LONG_DOCUMENTS = ("truncate", "split")
+_BITS = {"bfloat16": 16, "float32": 32, "int8": 8, "sign": 1}
+
+
+def bytes_of_row(storage: str, dimension: int) -> int:
+    """Bytes of one encoding of `dimension` numbers in the column `encoding`."""
+    return -(-dimension * _BITS[storage] // 8)
 
 
 def _field(help: str, choices: tuple[str, ...] | None = None, **kwargs: Any) -> Any:
@@ -70,7 +76,10 @@ class Spec:
     damping: float = _field("damping of R's inverse root, in units of a block's mean eigenvalue")
     normalisation: str = _field("unit norm over the whole vector, or block by block first", NORMALISATIONS)
     # Storage.
-    storage: str = _field("type of the stored encodings", STORAGES)
+    storage: str = _field(
+        "form of the stored encodings: bfloat16, float32, int8 (a byte a number and a scale a row), sign (a bit a number)",
+        STORAGES,
+    )
     stores_text: bool = _field("whether the index holds the examples' text")
     format_version: int = _field("version of the format on disk", default=FORMAT_VERSION)
 
@@ -103,8 +112,13 @@ class Spec:
 
     @property
     def bytes_per_encoding(self) -> int:
-        """Bytes of one stored encoding."""
-        return self.dimension * {"bfloat16": 2, "float32": 4}[self.storage]
+        """Bytes of one stored encoding, without the four of its scale (int8)."""
+        return bytes_of_row(self.storage, self.dimension)
+
+    def describe_storage(self) -> str:
+        """How an encoding is stored, in words: "sign, 2,023 bytes a row"."""
+        scale = " and a scale of 4" if self.storage == "int8" else ""
+        return f"{self.storage}, {self.bytes_per_encoding:,} bytes a row{scale}"
 
     @property
     def hash(self) -> str:

@@ -297,6 +297,7 @@ def _load(spec: Spec, source: EncoderSource, basis: Basis) -> _Model:
         encoder = source.load()
         load_seconds = basis.clock() - started
         loaded = encoder.loaded
+        storage=spec.storage,
     else:
         loaded = load_skeleton(source.model, spec.model_dtype)
     shape = EncodingShape.of(loaded, spec)

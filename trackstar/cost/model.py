@@ -231,15 +231,12 @@ def query_stage(shape: EncodingShape, queries: CorpusShape, rates: Rates) -> Sta
 def scan_stage(shape: EncodingShape, scan: ScanShape, rates: Rates) -> Stage:
     """Files of the index → top-k arrays: the longer of reading and multiplying, then float64 for the few that matter."""
     product = scan.product_flops(shape.dimension)
-    reading = scan.index_bytes / rates.scan_bytes if rates.scan_bytes else 0.0
-    multiplying = product / rates.scan_flops if rates.scan_flops else 0.0
-    bound = (
-        Part("reading (longer than the product)", scan.index_bytes, "B", rates.scan_bytes)
-        if reading > multiplying
-        else Part("product with all queries", product, "FLOP", rates.scan_flops)
-    )
+    reading = Part("reading (longer than the product)", scan.index_bytes, "B", rates.scan_bytes)
+    multiplying = [Part("product with all queries", product, "FLOP", rates.scan_flops)]
+    if rates.unpack_numbers is not None and scan.unpacked_numbers(shape.dimension):
+        multiplying += [Part("unpacking rows", scan.unpacked_numbers(shape.dimension), "numbers", rates.unpack_numbers)]
     rescored = scan.rescored_pairs()
-    parts = [bound]
+    parts = [reading] if reading.seconds > sum(part.seconds for part in multiplying) else multiplying
     if scan.changed:
         parts += [
             Part("norms under the mixed R", scan.norm_flops(shape), "FLOP", rates.norm_flops),

@@ -197,3 +197,9 @@ class StepsShape:
 def parameters_of(loaded: LoadedModel) -> int:
     """All parameters of a model."""
     return sum(parameter.numel() for parameter in loaded.model.parameters())
+    storage: str = "bfloat16"
+    """Form of the stored encodings."""
+    def unpacked_numbers(self, dimension: int) -> float:
+        """Numbers that are unpacked before they are multiplied."""
+        return self.rows * dimension if self.storage in ("int8", "sign") else 0.0
+

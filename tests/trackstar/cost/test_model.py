@@ -127,6 +127,14 @@ def test_money_by_hand() -> None:
         object_reads=2000,
         object_writes=4000,
     )
+    packed = dataclasses.replace(
+        SCAN, storage="sign", index_bytes=2e6
+    )  # 12 numbers a row at 4 vCPU · 15 G/s, and the product
+    seconds = {part.name: part.seconds for part in model.scan_stage(SHAPE, packed, rates).parts}
+    assert seconds["unpacking rows"] == pytest.approx(12e6 / 6e10)
+    assert seconds["product with all queries"] == pytest.approx(1.2e9 / 2.5e11)
+    measured = dataclasses.replace(rates, unpack_numbers=None)  # a calibration's product has it in it
+    assert "unpacking rows" not in [part.name for part in model.scan_stage(SHAPE, packed, measured).parts]
     estimate = Estimate("c", (stage,))
     money = estimate.money(MACHINE, 2, PRICES)
     assert estimate.machine_hours(2) == pytest.approx(2.0)
