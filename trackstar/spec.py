@@ -59,8 +59,8 @@ class Spec:
     block_columns: int = _field("d1: columns of one block, what the input side of a weight is projected to")
     num_blocks: int = _field("number of blocks, as the model's layers gave it")
     projection: str = _field(
-        "random projection of each weight's gradient: gaussian, or whitened (Gaussian behind the inverse roots of the covariances "
-        "of the weight's activations and output gradients, fitted on the sample)",
+        "random projection of each weight's gradient: gaussian, or whitened (Gaussian behind the inverse roots of the "
+        "covariances of the weight's activations and output gradients, fitted on the sample)",
         PROJECTIONS,
     )
     projection_seed: int = _field("seed of the random projections")
