@@ -93,6 +93,7 @@ def encoder_source(args: argparse.Namespace, index: Index) -> EncoderSource:
         args.device,
         args.threads_per_worker,
         args.allow_low_coverage,
+        storage.join(index.uri, "projections.safetensors") if spec.projection == "whitened" else None,
     )
 
 

@@ -1,32 +1,30 @@
-"""Collects what encodings need: second moments and the preconditioner; writes the spec of a new index.
+"""Collects what encodings need: second moments, projections and the preconditioner; writes the spec of a new index.
 
 Second moments come from the optimizer state of the training run (--optimizer_state), or else are estimated on the sample.
-The preconditioner R_train is fitted on the same fixed random sample of the corpus.
+Whitened projections (--projection whitened) and the preconditioner R_train are fitted on the same fixed random sample of the
+corpus, in this order: R_train is that of the gradients as they are projected.
 """
 
 import argparse
 import dataclasses
-import itertools
 import json
-from collections.abc import Iterable
-from typing import Any
-
-import apache_beam as beam
+from collections.abc import Sequence
 
 from pipelines import cli, cost_flags, costs, flag_types, options, runner
 from pipelines.corpus import add_corpus_arguments, planned
 from pipelines.cost_flags import add_cost_arguments
-from pipelines.elements import OneByOne
 from pipelines.model_flags import add_model_arguments
 from pipelines.progress import say
-from pipelines.workers import EncoderDoFn
-from trackstar import checkpoint_files, fitting, second_moments, storage
+from pipelines.sample_sums import SumOverSample, WhitenOverSample
+from trackstar import checkpoint_files, covariances, fitting, sample_sums, second_moments, storage, whitening
+from trackstar.amounts import human_bytes
 from trackstar.cost.basis import Basis
 from trackstar.cost.commands import Estimated, estimate_fit
 from trackstar.cost.skeleton import load_skeleton
+from trackstar.covariances import Part
 from trackstar.encoder import EncoderSource
 from trackstar.errors import TrackStarError
-from trackstar.fitting import PENDING, SampleTask
+from trackstar.fitting import PENDING
 from trackstar.index import Index
 from trackstar.models import LoadedModel, load_model
 from trackstar.preconditioner import GramSum, Preconditioner
@@ -40,6 +38,7 @@ SPEC_DEFAULTS = {
     "batch_tokens": 4096,
     "layer_groups": 8,
     "projection_seed": 0,
+    "whitening_damping": 0.1,
     "damping": 0.1,
     "storage": "bfloat16",
     "stores_text": True,
@@ -93,10 +92,11 @@ def _add_recipe_arguments(group: argparse._ActionsContainer) -> None:
         "--recipe",
         choices=tuple(RECIPES),
         default="default",
-        help="what the next five flags are where they are not given: default (--layout weights --normalisation block, sizes "
-        "from --dimension; measured best), or paper (--layout blocks --normalisation vector, blocks of 64×64)",
+        help="what the next six flags are where they are not given: default (--layout weights --normalisation block "
+        "--projection gaussian, sizes from --dimension; measured best), or paper (--layout blocks --normalisation vector "
+        "--projection gaussian, blocks of 64×64)",
     )
-    options.add_field_arguments(group, Spec, dict.fromkeys(("layout", "normalisation")))
+    options.add_field_arguments(group, Spec, dict.fromkeys(("layout", "normalisation", "projection")))
     group.add_argument(
         "--dimension",
         type=flag_types.positive,
@@ -117,20 +117,21 @@ def _add_recipe_arguments(group: argparse._ActionsContainer) -> None:
 def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     """Fits; a second run with the same settings finds the work done."""
     if cost_flags.wanted(args):
-        return costs.dry_run(args, beam_args, lambda basis: estimate(args, basis))
+        return costs.dry_run(args, beam_args, lambda basis: estimate(args, beam_args, basis))
     fit = _Fit(args, beam_args)
     if fit.is_done():
         say(f"{args.index}: fitted already with these settings; next: trackstar build-index")
         return cli.EXIT_DONE
     fit.check_sizes()
     fit.collect_moments()
+    fit.collect_projections()
     fit.collect_preconditioner()
     fit.write()
     say(f"{args.index}: fitted; spec {fit.spec.hash}, d = {fit.spec.dimension:,}; next: trackstar build-index")
     return cli.EXIT_DONE
 
 
-def estimate(args: argparse.Namespace, basis: Basis) -> Estimated:
+def estimate(args: argparse.Namespace, beam_args: Sequence[str], basis: Basis) -> Estimated:
     """What fitting would take. An optimizer's state is not read: its moments are taken for exact ones, unless --moments says
     otherwise; nor is an index that is there already."""
     _check_moments(args)
@@ -143,12 +144,22 @@ def estimate(args: argparse.Namespace, basis: Basis) -> Estimated:
     )
     say(loaded.coverage.describe())
     spec = _make_spec(args, loaded, None, args.moments != "none")
-    plain = dataclasses.replace(spec, moments="none", preconditioner="none")
+    plain = fitting.stage_spec(spec, moments=False, projections=False)
     source = EncoderSource(
         plain.to_json(), args.model, None, None, args.device, args.threads_per_worker, args.allow_low_coverage
     )
     estimates_moments = args.moments != "none" and not args.optimizer_state
-    return estimate_fit(spec, shards, tasks, estimates_moments, source, basis)
+    passes: list[list[Part]] = []
+    if spec.projection == "whitened":
+        exact = [weight.name for weight in loaded.weights] if spec.moments == "exact" else []
+        parts = covariances.plan_parts(loaded.weights, covariances.shared_inputs(loaded), exact)
+        passes = covariances.plan_passes(parts, fitting.pass_bytes(_local_workers(beam_args)))
+    return estimate_fit(spec, shards, tasks, estimates_moments, passes, source, basis)
+
+
+def _local_workers(beam_args: Sequence[str]) -> int | None:
+    """Worker processes on this machine; None where they run elsewhere."""
+    return runner.num_local_workers(beam_args) if runner.is_local(beam_args) else None
 
 
 def _check_moments(args: argparse.Namespace) -> None:
@@ -166,6 +177,7 @@ def _make_spec(args: argparse.Namespace, loaded: LoadedModel, moments: SecondMom
         loaded,
         layout=layout,
         normalisation=args.normalisation or recipe.normalisation,
+        projection=args.projection or recipe.projection,
         block_rows=rows,
         block_columns=columns,
         max_length=args.max_length,
@@ -176,6 +188,8 @@ def _make_spec(args: argparse.Namespace, loaded: LoadedModel, moments: SecondMom
         **{name: getattr(args, name) for name in SPEC_DEFAULTS},
     )
     say(f"encodings: {spec.describe_blocks()}")
+    if spec.projection == "whitened":
+        say(f"projections: whitened by the sample, damping {spec.whitening_damping:g} of the mean eigenvalue")
     if min(rows, columns) < _SMALL_SIDE:
         say("note: so small blocks keep little of a weight's gradient; give a larger --dimension, or --layout blocks")
     return spec
@@ -197,15 +211,19 @@ class _Fit:
         self.checkpoint = checkpoint_files.fingerprints(args.model)
         loaded = load_model(args.model, args.model_dtype, "cpu", args.allow_low_coverage)
         say(loaded.coverage.describe())
+        self.weights = loaded.weights
         self.moments: SecondMoments | None = None
         if args.optimizer_state:
             self.moments = second_moments.load(args.optimizer_state, loaded.model, loaded.weights)
             self.moments = self.moments.factored() if args.moments == "factored" else self.moments
         self.spec = _make_spec(args, loaded, self.moments, self.moments is None and args.moments != "none")
+        is_whitened = self.spec.projection == "whitened"
+        self.shared_inputs = covariances.shared_inputs(loaded) if is_whitened else {}
         self.sample = {"size": args.sample_size, "seed": args.sample_seed, "tasks": args.sample_tasks}
         self.moments_uri = storage.join(args.index, "second_moments.safetensors")
+        self.projections_uri = storage.join(args.index, "projections.safetensors")
         self.preconditioner_uri = storage.join(args.index, "preconditioner")
-        self.partial_uri = storage.join(args.index, "fit", self.spec.hash)
+        self.partial_uri = storage.join(args.index, "fit", fitting.sample_key(self.tasks, self.spec))
 
     def is_done(self) -> bool:
         """Whether an index with these settings is there; an index with others is an error."""
@@ -229,17 +247,14 @@ class _Fit:
 
     def check_sizes(self) -> None:
         """Raises TrackStarError where the sums would not fit into memory."""
-        workers = 1 if not runner.is_local(self.beam_args) else runner.num_local_workers(self.beam_args)
-        fitting.check_memory(self.spec, workers)
+        fitting.check_memory(self.spec, _local_workers(self.beam_args) or 1)
 
     def collect_moments(self) -> None:
         """Saves the second moments; estimates them where no optimizer state was given."""
         if self.spec.moments_fingerprint == PENDING:
             say(f"estimating second moments on {self.args.sample_size:,} documents")
-            merged = self._sum_over_sample(
-                "squares", dataclasses.replace(self.spec, moments="none", preconditioner="none")
-            )
-            sums, count = fitting.load_squares(merged)
+            merged = self._sum_over_sample("squares", fitting.stage_spec(self.spec, moments=False, projections=False))
+            sums, count = sample_sums.load_squares(merged)
             self.moments = second_moments.estimated(sums, count)
             self.moments = self.moments.factored() if self.args.moments == "factored" else self.moments
             self.spec = dataclasses.replace(
@@ -248,12 +263,39 @@ class _Fit:
         if self.moments is not None:
             second_moments.save(self.moments, self.moments_uri)
 
+    def collect_projections(self) -> None:
+        """Saves whitened projections, of covariances that passes over the sample add up."""
+        if self.spec.projection_fingerprint != PENDING:
+            return
+        exact = self.moments.exact_weights if self.moments is not None else frozenset()
+        parts = covariances.plan_parts(self.weights, self.shared_inputs, exact)
+        workers = _local_workers(self.beam_args)
+        passes = covariances.plan_passes(parts, fitting.pass_bytes(workers))
+        if workers is not None:
+            fitting.check_pass_memory(passes, workers)
+        folder = storage.join(self.partial_uri, "projections")
+        present = {info.uri.rsplit("/", 1)[-1] for info in storage.list(folder)}
+        for number, group in enumerate(passes, 1):
+            if all(whitening.part_file(part) in present for part in group):
+                continue
+            size = human_bytes(sum(part.num_bytes for part in group))
+            say(
+                f"whitening: pass {number:,} of {len(passes):,} over {self.args.sample_size:,} documents: {len(group):,} of "
+                f"{len(parts):,} covariances, {size} of sums"
+            )
+            self._whiten(group, folder)
+        projections = whitening.collect(storage.join(folder, whitening.part_file(part)) for part in parts)
+        whitening.save(projections, self.projections_uri)
+        self.spec = dataclasses.replace(self.spec, projection_fingerprint=projections.fingerprint)
+
     def collect_preconditioner(self) -> None:
         """Sums vec(E) vec(E)ᵀ over the sample and saves R_train with its roots."""
         if self.spec.preconditioner != PENDING:
             return
         say(f"summing the preconditioner over {self.args.sample_size:,} documents")
-        total = GramSum.load(self._sum_over_sample("gram", dataclasses.replace(self.spec, preconditioner="none")))
+        total = GramSum.load(
+            self._sum_over_sample("gram", fitting.stage_spec(self.spec, moments=True, projections=True))
+        )
         fitting.warn_small_sample(total.count, self.spec, say)
         preconditioner = Preconditioner.of(total.mean(), self.spec.damping, total.count)
         preconditioner.save(self.preconditioner_uri)
@@ -268,7 +310,32 @@ class _Fit:
 
     def _sum_over_sample(self, kind: str, spec: Spec) -> str:
         """Runs the pipeline that leaves one file of sums; returns its URI."""
-        source = EncoderSource(
+        source = self._source(spec)
+        target = storage.join(self.partial_uri, f"{kind}.total")
+        if not storage.exists(target):
+            transform = SumOverSample([task.to_dict() for task in self.tasks], source, kind, self.partial_uri, target)
+            runner.run_pipeline(lambda pipeline: pipeline | "SumOverSample" >> transform, self.beam_args)
+        return storage.read_bytes(target).decode()
+
+    def _whiten(self, parts: Sequence[Part], folder: str) -> None:
+        """Runs one pass, and drops its sums, which are large."""
+        sums = storage.join(self.partial_uri, covariances.pass_name(parts))
+        is_exact = any(part.exact for part in parts)
+        transform = WhitenOverSample(
+            [task.to_dict() for task in self.tasks],
+            self._source(fitting.stage_spec(self.spec, moments=is_exact, projections=False)),
+            parts,
+            sums,
+            self.spec.to_json(),
+            self.moments_uri if self.moments is not None and not all(part.exact for part in parts) else None,
+            folder,
+        )
+        runner.run_pipeline(lambda pipeline: pipeline | "WhitenOverSample" >> transform, self.beam_args)
+        storage.delete(sums)
+
+    def _source(self, spec: Spec) -> EncoderSource:
+        """Where workers find an encoder without preconditioner."""
+        return EncoderSource(
             spec.to_json(),
             self.args.model,
             self.moments_uri if spec.moments != "none" else None,
@@ -276,78 +343,8 @@ class _Fit:
             self.args.device,
             self.args.threads_per_worker,
             self.args.allow_low_coverage,
+            self.projections_uri if spec.projection == "whitened" else None,
         )
-        target = storage.join(self.partial_uri, f"{kind}.total")
-        if not storage.exists(target):
-            transform = SumOverSample([task.to_dict() for task in self.tasks], source, kind, self.partial_uri, target)
-            runner.run_pipeline(lambda pipeline: pipeline | "SumOverSample" >> transform, self.beam_args)
-        return storage.read_bytes(target).decode()
-
-
-@dataclasses.dataclass
-class SumOverSample(beam.PTransform):
-    """Partial sums in files, then a tree of sums: sums are too large to travel between workers.
-
-    Args:
-        tasks: `SampleTask`s as dictionaries.
-        source: The encoder.
-        kind: "gram" or "squares".
-        folder: Where partial sums go.
-        target: File that will hold the name of the total's file.
-    """
-
-    tasks: list[dict[str, Any]]
-    source: EncoderSource
-    kind: str
-    folder: str
-    target: str
-
-    def expand(self, root: Any) -> Any:
-        sums = (
-            root
-            | OneByOne(list(enumerate(self.tasks)))
-            | "SumTask" >> beam.ParDo(SumTask(self.source, self.kind, self.folder))
-        )
-        count = len(self.tasks)
-        for level in itertools.count():
-            if count == 1:
-                break
-            sums = (
-                sums
-                | f"Pair{level}" >> beam.MapTuple(lambda place, uri: (place // 2, (place, uri)))
-                | f"Group{level}" >> beam.GroupByKey()
-                | f"Merge{level}" >> beam.Map(merge_pair, kind=self.kind)
-            )
-            count = -(-count // 2)
-        return sums | "Name" >> beam.Map(name_total, target=self.target)
-
-
-def merge_pair(pair: tuple[int, Iterable[tuple[int, str]]], kind: str) -> tuple[int, str]:
-    """Merges the files of one pair (or passes a single one on) in the order of their places."""
-    place, placed = pair
-    uris = [uri for _, uri in sorted(placed)]
-    return place, uris[0] if len(uris) == 1 else fitting.merge_files(kind, uris[0], uris[1])
-
-
-def name_total(placed: tuple[int, str], target: str) -> None:
-    """Leaves the name of the file that holds the total."""
-    storage.write_bytes(target, placed[1].encode())
-
-
-class SumTask(EncoderDoFn):
-    """Sums over one part of the sample, into a file; a file that exists is not made again."""
-
-    def __init__(self, source: EncoderSource, kind: str, folder: str):
-        super().__init__(source)
-        self._kind, self._folder = kind, folder
-
-    def process(self, placed: tuple[int, dict[str, Any]]) -> Any:
-        place, fields = placed
-        encoder, task = self.loaded(), SampleTask.from_dict(fields)
-        uri = storage.join(self._folder, f"{task.key(encoder.spec.hash)}.{self._kind}.safetensors")
-        if not storage.exists(uri):
-            fitting.sum_task(self._kind, encoder, task, uri)
-        yield place, uri
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -91,7 +91,7 @@ def _take_downs(index: Index, snapshot: Snapshot) -> dict:
 def _text(contents: dict, spec: Spec) -> str:
     lines = [f"index     {contents['index']}", f"spec      {contents['hash']}"]
     lines += [f"  {name:<22} {value}" for name, value in contents["spec"].items()]
-    lines.append(f"encoding  {spec.describe_blocks()}; {human_bytes(spec.bytes_per_encoding)} each")
+    lines.append(f"encoding  {spec.describe_blocks()}; stored as {spec.describe_storage()}")
     versions = contents["versions"]
     lines.append(f"versions  {', '.join(map(str, versions)) if versions else 'none: run `trackstar build-index`'}")
     snapshot = contents["snapshot"]

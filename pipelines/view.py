@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pipelines import cli, flag_types
 from pipelines.progress import say
 from trackstar import storage
-from trackstar.errors import TrackStarError
 from trackstar.amounts import human_bytes
+from trackstar.errors import TrackStarError
 from trackstar.evaluation.facts import Fact, read_facts
 from trackstar.evaluation.judging import default_names
 from trackstar.viewer import export, listening

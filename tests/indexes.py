@@ -31,6 +31,8 @@ def make_spec(**fields: object) -> Spec:
         "num_blocks": 2,
         "projection": "gaussian",
         "projection_seed": 0,
+        "projection_fingerprint": "",
+        "whitening_damping": 0.0,
         "moments": "none",
         "moments_source": "none",
         "moments_fingerprint": "",

@@ -1,11 +1,16 @@
 """Products of stored rows with all queries, as fast as the hardware has them, with a bound on how far they are off.
 
-The product runs in the stored type. What that costs in accuracy is bounded, not guessed:
+The product runs in bfloat16 (in float32 where that is stored), which holds what is stored exactly. Rows of fewer bits are
+unpacked a slice of columns at a time, into a buffer that is small enough to stay in cache until it is multiplied. What the
+product costs in accuracy is bounded, not guessed; z is the encoding, the row's factor included:
 
-- the query is rounded to the stored type: |(q − q̂)·z| ≤ ‖q − q̂‖ ‖z‖ (Cauchy–Schwarz);
+- the query is rounded: |(q − q̂)·z| ≤ ‖q − q̂‖ ‖z‖ (Cauchy–Schwarz);
 - products are summed in float32: over n columns, in any order, at most γ_n ‖q̂‖ ‖z‖ with γ_n = n·u / (1 − n·u);
   columns are taken in slices, so that n stays small;
 - on a CPU a bfloat16 product comes out rounded to bfloat16: 2⁻⁸ |result|, slice by slice; of a block's rows, the largest.
+
+For one query or two, unpacking a row costs more than multiplying it, so packed rows are multiplied as they lie
+(`DirectProduct`): then nothing is rounded but the float32 sums.
 """
 
 import dataclasses
@@ -15,9 +20,17 @@ import math
 import numpy as np
 import torch
 
+from trackstar import stored_kernel
 from trackstar.row_weights import WeightedRows
+from trackstar.stored_forms import StoredForm, StoredRows
+from trackstar.threads import Shares
 
-_SLICE = 8192
+SLICE = 8192
+"""Columns that are multiplied at a time, about."""
+_TILE_BYTES = 4 * 2**20  # of rows that are unpacked at a time
+_TILE_ROWS = 64  # at least
+_SHARE_BYTES = 2**18  # of packed rows that are worth another thread
+_FACTOR = 2e-7  # of the score: the factor's rounding to float32, and that of the product with it
 _U32 = 2.0**-24
 _BF16_OUTPUT = 2.0**-8 * (1 + 2.0**-7)  # of the rounded result
 _TENSOR_CORES = 4.0  # their float32 sums keep fewer guard bits than IEEE's
@@ -39,12 +52,17 @@ class Bounded:
     constant: torch.Tensor
 
 
+def tile_rows(dimension: int) -> int:
+    """Rows of `dimension` numbers that `QueryProduct` should be given at a time where they have to be unpacked."""
+    return max(_TILE_ROWS, _TILE_BYTES // (2 * min(_slice_columns(), dimension)))
+
+
 class QueryProduct:
-    """The queries, prepared for products with rows of one storage type.
+    """The queries, prepared for products with rows that are multiplied in one type.
 
     Args:
         vectors: [Q, d] float32, folded already if the preconditioner changes.
-        dtype: Storage type of the rows.
+        dtype: The type.
         device: Where to multiply.
         scale: [Q] float64, not negative, what the weighted scores of each query are multiplied with; None for 1.
     """
@@ -61,9 +79,11 @@ class QueryProduct:
         self._rounds = dtype == torch.bfloat16 and device.type == "cpu"
         self._output = torch.bfloat16 if self._rounds else torch.float32
         self._buffers: tuple[torch.Tensor, ...] = (torch.empty(0, 0),)
+        self._tile = torch.empty(0, dtype=dtype, device=device)
+        self._shares = Shares()
         self._rounded = vectors.to(dtype).to(device)
         self._scale = None if scale is None else torch.from_numpy(scale).float().to(device)[:, None]
-        edges = [*range(0, vectors.shape[1], _SLICE), vectors.shape[1]]
+        edges = [*range(0, vectors.shape[1], _slice_columns()), vectors.shape[1]]
         self._slices = [slice(start, end) for start, end in itertools.pairwise(edges)]
         size = _norms(vectors)
         self._size = size.float().to(device)[:, None]
@@ -73,10 +93,15 @@ class QueryProduct:
             # A product with one row takes another path in oneDNN, which is a fifth slower than that with two.
             self._rounded = self._rounded.repeat(2, 1)
 
-    def __call__(self, rows: torch.Tensor, norm: float) -> Bounded:
-        """Products with `rows` [rows, d] on the device, whose norms are at most `norm`."""
-        centre, rounding = self._product(rows)
-        return Bounded(centre, None, (self._error * norm).float() + rounding)
+    def __call__(self, rows: torch.Tensor | StoredRows, norm: float) -> Bounded:
+        """Products with `rows` [rows, d] on the device, whose norms, factors included, are at most `norm`."""
+        factors = rows.factors() if isinstance(rows, StoredRows) else None
+        centre, rounding = self._product(rows, None if factors is None else factors.float())
+        error = self._error
+        if factors is not None:
+            centre.mul_(factors.float())
+            error = error + self._size[:, 0].double() * _FACTOR
+        return Bounded(centre, None, (error * norm).float() + rounding)
 
     def weighted(self, weighted: WeightedRows) -> Bounded:
         """Products with rows that have weights."""
@@ -96,16 +121,34 @@ class QueryProduct:
     def _error_of(self, vectors: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
         """How far a product with a row of norm 1 is off at most, without the rounding of its output: [Q] float64."""
         nearest = self._rounded.to("cpu", torch.float32)
-        terms = min(_SLICE, vectors.shape[1]) + len(self._slices) + 2
+        terms = min(_slice_columns(), vectors.shape[1]) + len(self._slices) + 2
         gamma = terms * _U32 / (1 - terms * _U32) * (1.0 if self.device.type == "cpu" else _TENSOR_CORES)
         # Their difference is a float32 number too.
         error = _norms(vectors - nearest) + gamma * _norms(nearest)
-        # Numbers below 2⁻¹²⁶ may be taken for zero; and float32 compares what float64 computed.
-        floor = math.sqrt(vectors.shape[1]) * 2.0**-126
-        return (error + floor * (1 + size)) * (1 + 1e-5) + size * 2e-7
+        return _with_slack(error, vectors.shape[1], size)
 
-    def _product(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores [Q, rows] float32, valid until the next call, and by how much rounded output is off at most, [Q]."""
+    def _numbers(self, rows: torch.Tensor | StoredRows, columns: slice) -> torch.Tensor:
+        """Some columns of the rows, in the type that is multiplied; what is unpacked is valid until the next call."""
+        if isinstance(rows, torch.Tensor):
+            return rows[:, columns]
+        if not rows.form.is_packed:
+            return rows.numbers(columns)
+        shape = (len(rows), columns.stop - columns.start)
+        if self._tile.numel() < shape[0] * shape[1]:
+            self._tile = self._tile.new_empty(shape[0] * shape[1])
+        return rows.numbers(columns, self._tile[: shape[0] * shape[1]].view(shape), self._shares)
+
+    def _product(
+        self, rows: torch.Tensor | StoredRows, factors: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Products without factors [Q, rows] float32, valid until the next call, and how far rounded output is off, [Q].
+
+        Args:
+            rows: [rows, d].
+            factors: [rows] or [1] float32, what products will be multiplied with; their rounding is told as if they were.
+        """
+        # Rounded up, to the type of what it is multiplied with.
+        weights = None if factors is None or len(factors) == 1 else (factors * (1 + 2.0**-7)).to(self._output)
         rounding = torch.zeros(len(self._rounded), device=self.device)
         if self._buffers[0].shape[1] != len(rows):
             shape = (len(self._rounded), len(rows))
@@ -115,7 +158,7 @@ class QueryProduct:
         centre, partial = self._buffers
         for number, columns in enumerate(self._slices):
             out = centre if number == 0 and self._output == torch.float32 else partial
-            block = rows[:, columns].T  # [Q, n] @ [n, rows]
+            block = self._numbers(rows, columns).T  # [Q, n] @ [n, rows]
             if self.dtype == torch.bfloat16 and not self._rounds:
                 torch.mm(self._rounded[:, columns], block, out_dtype=torch.float32, out=out)
             else:
@@ -125,8 +168,57 @@ class QueryProduct:
             elif out is not centre:
                 centre.copy_(out)
             if self._rounds:
-                rounding += out.abs_().amax(dim=1).float()
+                sizes = out.abs_() if weights is None else out.abs_().mul_(weights)
+                rounding += sizes.amax(dim=1).float()
+        if factors is not None and weights is None:
+            rounding *= factors
         return centre[: self._count], rounding[: self._count] * (_BF16_OUTPUT * (1 + 1e-5))
+
+
+class DirectProduct:
+    """A few queries, prepared for products with packed rows as they lie in the CPU's memory.
+
+    Args:
+        vectors: [Q, d] float32.
+        form: The rows' form.
+    """
+
+    def __init__(self, vectors: torch.Tensor, form: StoredForm):
+        self._vectors = vectors.contiguous()
+        self._shares = Shares()
+        dimension = vectors.shape[1]
+        terms = dimension // stored_kernel.LANES + 4
+        gamma = terms * _U32 / (1 - terms * _U32)
+        size = _norms(vectors)
+        # Of bits, those that are set are summed: Σ ±q = 2 Σ_set q − Σ q, and Σ|q| bounds what is summed.
+        absolute = vectors.double().abs().sum(dim=1) / math.sqrt(dimension)
+        self._error = (
+            _with_slack(gamma * (2 * absolute if form.name == "sign" else size), dimension, size) + size * _FACTOR
+        )
+
+    def __call__(self, rows: StoredRows, norm: float) -> Bounded:
+        """Products with `rows`, whose norms, factors included, are at most `norm`."""
+        sums = torch.empty(len(self._vectors), len(rows))
+
+        def share(first: int, end: int) -> None:
+            stored_kernel.products(rows.matrix[first:end], self._vectors, sums[:, first:end])
+
+        self._shares.run(share, len(rows), max(1, _SHARE_BYTES * len(rows) // max(1, rows.nbytes)))
+        factors = rows.factors()
+        if factors is not None:
+            sums.mul_(factors.float())
+        return Bounded(sums, None, (self._error * norm).float())
+
+
+def _slice_columns() -> int:
+    """Columns that are multiplied at a time: a whole number of bytes where they are bits."""
+    return -(-SLICE // 8) * 8
+
+
+def _with_slack(error: torch.Tensor, dimension: int, size: torch.Tensor) -> torch.Tensor:
+    """Numbers below 2⁻¹²⁶ may be taken for zero; and float32 compares what float64 computed. All [Q] float64."""
+    floor = math.sqrt(dimension) * 2.0**-126
+    return (error + floor * (1 + size)) * (1 + 1e-5) + size * 2e-7
 
 
 def _norms(vectors: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,8 @@ the relative Frobenius distance of the two, ‖mean − R̃‖ / ‖R̃‖, esti
 seen exactly; so the number means something only beside that of as many old documents, and that is how it is reported.
 
 Where encodings are normalised block by block, the blocks' norms are not stored. Then directions are compared: the mean of the
-outer product of block b's direction, with R̃ / tr R̃.
+outer product of block b's direction, with R̃ / tr R̃. Where sign bits are stored, the numbers' sizes are gone, and with them what
+could be compared.
 """
 
 import dataclasses
@@ -81,6 +82,10 @@ def measure(index: Index, fresh: Sequence[DataFile], old: Sequence[DataFile], do
     """
     if index.spec.preconditioner == "none":
         return "the index has no preconditioner"
+    if index.spec.storage == "sign":
+        return (
+            "the index holds sign bits (--storage sign), which do not tell how large the numbers were that R is made of"
+        )
     count = min(
         documents, _MOST, sum(file.num_rows for file in fresh), sum(file.num_rows for file in old) // _OLD_GROUPS
     )
@@ -151,8 +156,8 @@ def _rows(uri: str, wanted: np.ndarray, dimension: int) -> torch.Tensor:
         norms = torch.from_numpy(reader.column("grad_norm").to_numpy(zero_copy_only=False).astype(np.float32))
         parts = []
         for chunk in reader.chunks():
-            here = wanted[(wanted >= chunk.row) & (wanted < chunk.row + len(chunk.vectors))]
-            parts.append(chunk.vectors[torch.from_numpy(here - chunk.row)].float())
+            here = wanted[(wanted >= chunk.row) & (wanted < chunk.row + len(chunk))]
+            parts.append(chunk.stored.take(torch.from_numpy(here - chunk.row)).values(torch.float32))
         return torch.cat(parts) * norms[torch.from_numpy(wanted)][:, None]
     finally:
         reader.close()

@@ -2,12 +2,12 @@
 
 import dataclasses
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 
-from trackstar import second_moments, threads
+from trackstar import second_moments, threads, whitening
 from trackstar.batching import Example, collate, plan_batches
 from trackstar.device_memory import BatchLimit, explained
 from trackstar.devices import choose_device
@@ -19,6 +19,7 @@ from trackstar.preconditioner import load_inverse_root
 from trackstar.second_moments import SecondMoments
 from trackstar.spec import Spec
 from trackstar.tokenization import Tokenization
+from trackstar.whitening import Projections
 
 _WINDOW_BYTES = 128 << 20
 
@@ -48,15 +49,26 @@ class Encoder:
         spec: What determines the encodings.
         moments: Second moments of every attributed weight, or None.
         inverse_root: (R + δI)^(-1/2), float32 [number of blocks, d_b, d_b], or None.
+        projections: Whitened projections, if the spec says so; Gaussian ones are made here.
 
     Raises:
-        TrackStarError: the model is not the spec's, with the fields that differ.
+        TrackStarError: the model is not the spec's, with the fields that differ; or the projections are not.
     """
 
     def __init__(
-        self, loaded: LoadedModel, spec: Spec, moments: SecondMoments | None, inverse_root: torch.Tensor | None
+        self,
+        loaded: LoadedModel,
+        spec: Spec,
+        moments: SecondMoments | None,
+        inverse_root: torch.Tensor | None,
+        projections: Projections | None = None,
     ):
         check_model(loaded, spec)
+        if (spec.projection == "whitened") != (projections is not None):
+            raise TrackStarError(
+                f"the spec's projections are {spec.projection}, and whitened ones were "
+                f"{'given' if projections is not None else 'not given'}"
+            )
         self.loaded = loaded
         self.spec = spec
         self.layout = block_layout(loaded.weights, spec.layout, spec.layer_groups)
@@ -74,7 +86,13 @@ class Encoder:
             moments,
             loaded.device,
             getattr(torch, spec.model_dtype),
+            projections.by_weight if projections is not None else None,
         )
+
+    @property
+    def inverse_roots(self) -> Mapping[str, torch.Tensor]:
+        """1/(√V + ε) of each weight with exact second moments, float32 [m, n] on the model's device."""
+        return self.sink.inverse_roots
 
     @property
     def tokenization(self) -> Tokenization:
@@ -182,6 +200,7 @@ class EncoderSource:
         device: "auto", "cpu" or "cuda[:i]".
         threads: Threads that torch uses in this process. Bits may depend on it, so it does not follow the machine.
         allow_low_coverage: As for `load_model`.
+        projections_uri: Whitened projections that `fit` saved, or None.
     """
 
     spec_json: str
@@ -191,9 +210,10 @@ class EncoderSource:
     device: str = "auto"
     threads: int = 1
     allow_low_coverage: bool = False
+    projections_uri: str | None = None
 
     def load(self) -> Encoder:
-        """Loads model, moments and preconditioner.
+        """Loads model, moments, projections and preconditioner.
 
         Raises:
             TrackStarError: one of them is missing or does not belong to the spec.
@@ -223,8 +243,9 @@ class EncoderSource:
             moments = second_moments.read(self.moments_uri).select(loaded.weights)
             if moments.fingerprint != spec.moments_fingerprint:
                 raise TrackStarError(f"{self.moments_uri}: these second moments are not the index's; run fit again")
+        projections = whitening.read_for(self.projections_uri, spec) if self.projections_uri is not None else None
         inverse_root = load_inverse_root(self.preconditioner_uri) if self.preconditioner_uri is not None else None
-        return Encoder(loaded, spec, moments, inverse_root)
+        return Encoder(loaded, spec, moments, inverse_root, projections)
 
 
 def precondition_and_normalise(

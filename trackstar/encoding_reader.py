@@ -1,4 +1,4 @@
-"""Reads the encodings of one file of the index, in order, as matrices.
+"""Reads the encodings of one file of the index, in order, as they are stored.
 
 A local file is mapped into memory and its pages are used in place; from an object store each page is one ranged read. A page
 that has to be decoded (a file that another program rewrote) goes through pyarrow.
@@ -17,10 +17,11 @@ import torch
 
 from trackstar import storage
 from trackstar.errors import TrackStarError
-from trackstar.item_footer import ENCODING, MAX_NORM, read_footer
+from trackstar.item_footer import DIMENSION, ENCODING, MAX_NORM, SCALE, STORAGE, read_footer
 from trackstar.parquet_pages import Page, plain_pages
+from trackstar.stored_forms import FORMS, StoredForm, StoredRows
 
-_TYPES = {2: torch.bfloat16, 4: torch.float32}
+_PLAIN = ("bfloat16", "float32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +30,16 @@ class Chunk:
 
     Args:
         row: Number of the first one in its file.
-        vectors: [rows, d] in the storage type; not to be written to.
-        owned: Whether the rows take memory of their own; if not, they are the file's pages.
+        stored: The rows.
+        owned: Whether they take memory of their own; if not, they are the file's pages.
     """
 
     row: int
-    vectors: torch.Tensor
+    stored: StoredRows
     owned: bool
+
+    def __len__(self) -> int:
+        return len(self.stored)
 
 
 class EncodingReader:
@@ -62,10 +66,11 @@ class EncodingReader:
         self._footer = read_footer(uri, self._source)
         self.num_rows = self._footer.num_rows
         self._file = pq.ParquetFile(self._source, metadata=self._footer)
-        self._width = self._bytes_per_encoding()
-        self.dtype = _TYPES[self._width // dimension]
+        self.form = self._stored_form()
+        self._width = self.form.width(dimension)
         self.max_norm = self._max_norm()
-        self.shard = (self._footer.metadata or {}).get(b"shard", b"").decode()
+        self.shard = self._stated("shard") or ""
+        self._scales: torch.Tensor | None = None
         self._pages = plain_pages(self._footer, ENCODING, self._width, self._read)
 
     @property
@@ -75,6 +80,8 @@ class EncodingReader:
 
     def chunks(self) -> Iterator[Chunk]:
         """All rows, chunk after chunk."""
+        if self.form.is_scaled and self._scales is None:
+            self._scales = self._read_scales()
         if self._pages is None:
             yield from self._decoded()
         elif (path := storage.local_path(self.uri)) is not None:
@@ -86,7 +93,7 @@ class EncodingReader:
                     raise TrackStarError(
                         f"{self.uri}: ended at byte {page.offset + len(data)}; run `trackstar verify --repair`"
                     )
-                yield Chunk(page.row, self._matrix(data, 0, page.num_rows), owned=True)
+                yield self._chunk(page.row, data, 0, page.num_rows, owned=True)
 
     def column(self, name: str) -> pa.Array:
         """All values of another column.
@@ -107,26 +114,52 @@ class EncodingReader:
         """Closes the file. Chunks that were mapped stay valid."""
         self._source.close()
 
-    def _bytes_per_encoding(self) -> int:
+    def _stated(self, name: str) -> str | None:
+        """What the file's metadata says of `name`."""
+        found = (self._footer.metadata or {}).get(name.encode())
+        return None if found is None else found.decode()
+
+    def _stored_form(self) -> StoredForm:
         names = self._file.schema_arrow.names
         if ENCODING not in names or "example_id" not in names:
             raise TrackStarError(f"{self.uri}: not a file of an index (no column {ENCODING!r} or 'example_id')")
-        kind = self._file.schema_arrow.field(ENCODING).type
-        if pa.types.is_fixed_size_binary(kind):
-            width = kind.byte_width
-        else:  # rewritten by a program without fixed sizes; all values have the first one's
-            first = next(self._file.iter_batches(1, columns=[ENCODING]), None) if self.num_rows else None
-            width = 2 * self.dimension if first is None else len(first.column(0)[0].as_py())
-        if width not in (2 * self.dimension, 4 * self.dimension):
+        width, dimension = self._width_of_column(), self._stated(DIMENSION)
+        if dimension not in (None, str(self.dimension)):
             raise TrackStarError(
-                f"{self.uri}: encodings of {width} bytes, but the queries have dimension {self.dimension}; "
+                f"{self.uri}: encodings of dimension {dimension}, but the queries have dimension {self.dimension}; "
                 "were they encoded for another index?"
             )
-        return int(width)
+        name = self._stated(STORAGE)
+        if name is None:  # rewritten by a program that drops metadata: where a number has its bytes, their count tells
+            name = next((name for name in _PLAIN if width in (None, FORMS[name].width(self.dimension))), None)
+        form = FORMS.get(name or "")
+        if form is None or width not in (None, form.width(self.dimension)):
+            raise TrackStarError(
+                f"{self.uri}: encodings of {width} bytes, stored as {name or 'its metadata does not say what'}, but the "
+                f"queries have dimension {self.dimension}; were they encoded for another index?"
+            )
+        if form.is_scaled and SCALE not in names:
+            raise TrackStarError(f"{self.uri}: stored as {name}, and its column {SCALE!r} is gone")
+        return form
+
+    def _width_of_column(self) -> int | None:
+        """Bytes of an encoding; None where there is none."""
+        kind = self._file.schema_arrow.field(ENCODING).type
+        if pa.types.is_fixed_size_binary(kind):
+            return int(kind.byte_width)
+        # Rewritten by a program without fixed sizes; all values have the first one's.
+        first = next(self._file.iter_batches(1, columns=[ENCODING]), None) if self.num_rows else None
+        return None if first is None else len(first.column(0)[0].as_py())
 
     def _max_norm(self) -> float | None:
-        stated = (self._footer.metadata or {}).get(MAX_NORM.encode())
-        return None if stated is None else float(stated)
+        stated = self._stated(MAX_NORM)
+        return self.form.fixed_norm if stated is None else float(stated)
+
+    def _read_scales(self) -> torch.Tensor:
+        scales = self.column(SCALE)
+        if scales.null_count or len(scales) != self.num_rows:
+            raise TrackStarError(f"{self.uri}: rows without a value in {SCALE!r}; run `trackstar verify --repair`")
+        return torch.from_numpy(scales.to_numpy(zero_copy_only=False).astype(np.float32))
 
     def _mapped(self, path: str, pages: list[Page]) -> Iterator[Chunk]:
         if not pages:
@@ -136,7 +169,7 @@ class EncodingReader:
             for number, page in enumerate(pages):
                 for ahead in pages[number : number + 2] if number == 0 else pages[number + 1 : number + 2]:
                     _read_ahead(file.fileno(), ahead.offset, ahead.num_rows * self._width)
-                yield Chunk(page.row, self._matrix(mapped, page.offset, page.num_rows), owned=False)
+                yield self._chunk(page.row, mapped, page.offset, page.num_rows, owned=False)
 
     def _map(self, descriptor: int, pages: list[Page]) -> mmap.mmap:
         if pages[-1].offset + pages[-1].num_rows * self._width > os.fstat(descriptor).st_size:
@@ -159,14 +192,16 @@ class EncodingReader:
                     raise TrackStarError(f"{self.uri}: encodings of unequal length in row group {group}")
                 if len(array):
                     data = array.buffers()[2].slice(int(offsets[0]), len(array) * self._width)
-                    yield Chunk(row, self._matrix(bytearray(data), 0, len(array)), owned=True)
+                    yield self._chunk(row, bytearray(data), 0, len(array), owned=True)
                 row += len(array)
 
-    def _matrix(self, data: "bytes | bytearray | mmap.mmap", offset: int, rows: int) -> torch.Tensor:
+    def _chunk(self, row: int, data: "bytes | bytearray | mmap.mmap", offset: int, rows: int, owned: bool) -> Chunk:
+        columns = self._width // self.form.matrix_type.itemsize
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*buffer is not writable.*")  # and nobody writes to it
-            flat = torch.frombuffer(data, dtype=self.dtype, count=rows * self.dimension, offset=offset)
-        return flat.view(rows, self.dimension)
+            flat = torch.frombuffer(data, dtype=self.form.matrix_type, count=rows * columns, offset=offset)
+        scales = None if self._scales is None else self._scales[row : row + rows]
+        return Chunk(row, StoredRows(self.form, flat.view(rows, columns), scales, self.dimension), owned)
 
     def _read(self, offset: int, length: int) -> bytes:
         self._source.seek(offset)

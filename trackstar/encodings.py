@@ -20,7 +20,7 @@ class Encodings:
         num_tokens: [N] int32, tokens of each example.
         loss: [N] float32, each example's summed loss in nats.
         grad_norm: [N] float32, norm of each vector before it was given unit length.
-        vectors: [N, d] float32, the encodings φ.
+        vectors: [N, d] float32, the encodings φ; or float64, copies of what an index holds.
 
     Raises:
         TrackStarError: a part has another length than `example_ids`, or a vector or norm is not finite.

@@ -13,7 +13,12 @@ import torch
 
 from trackstar.exact_kernel import dot_products
 
-_NUMBERS = {torch.bfloat16: np.uint16, torch.float32: np.float32}  # NumPy knows no bfloat16: its bits
+_NUMBERS = {  # NumPy knows no bfloat16: its bits
+    torch.bfloat16: np.uint16,
+    torch.float32: np.float32,
+    torch.int8: np.int8,
+    torch.uint8: np.uint8,
+}
 _SHARE = 256  # pairs that are worth another thread
 
 
@@ -25,7 +30,8 @@ class RowPairs:
         query: [P] integers; pairs of one query stand together, or else it takes longer.
         matrix: [P] integers, which of `matrices` holds the row.
         row: [P] integers, the row in it.
-        matrices: [rows, d] stored encodings each, all of one type, rows side by side in memory, any alignment.
+        matrices: [rows, d] stored numbers each, or [rows, ⌈d/8⌉] bytes (uint8) of bits that stand for ±1, all of one type, rows
+            side by side in memory, any alignment.
     """
 
     query: np.ndarray
@@ -43,20 +49,21 @@ class RowPairs:
             IndexError: a row that its matrix does not have.
             ValueError: a matrix of another dimension, not on the CPU, or whose rows do not lie side by side.
         """
+        length = -(-dimension // 8) if self.matrices[0].dtype == torch.uint8 else dimension
         for matrix in self.matrices:
-            if len(matrix) and matrix.shape[1] != dimension:
-                raise ValueError(f"rows have {matrix.shape[1]} numbers, queries {dimension}")
+            if len(matrix) and matrix.shape[1] != length:
+                raise ValueError(f"rows have {matrix.shape[1]} numbers, queries {length}")
             if matrix.device.type != "cpu" or not matrix.is_contiguous():
                 raise ValueError("rows must lie side by side in the CPU's memory")
         lengths = np.array([len(matrix) for matrix in self.matrices])
         if not ((self.matrix >= 0) & (self.row >= 0) & (self.row < lengths[self.matrix])).all():
             raise IndexError("a pair names a row that its matrix does not have")
         starts = np.array([matrix.data_ptr() for matrix in self.matrices], np.int64)
-        return starts[self.matrix] + self.row.astype(np.int64) * (dimension * self.matrices[0].element_size())
+        return starts[self.matrix] + self.row.astype(np.int64) * (length * self.matrices[0].element_size())
 
 
 def exact_products(queries: torch.Tensor, parts: Sequence[slice], pairs: RowPairs) -> np.ndarray:
-    """φ_p(z)·q_p for every pair and every part p. torch's number of threads share the pairs.
+    """c_p(z)·q_p for every pair and every part p, without the rows' factors. torch's number of threads share the pairs.
 
     Args:
         queries: [Q, d] float32.

@@ -2,8 +2,9 @@
 
 The sum's order is part of the result, so it is fixed here. Of n columns, column c belongs to lane c mod 8. Each lane adds its
 products one by one, in ascending order of columns; then lanes that are 4 apart are added, then 2 apart, then 1 apart. Nothing
-else has a say: not the machine's vectors, the rows that are taken together, or the threads. A stored number and a query's
-float32 have together at most 48 significant bits, so that each product is exact, with or without fused multiply-add.
+else has a say: not the machine's vectors, the rows that are taken together, or the threads. A stored number (bfloat16, float32,
+an integer of a byte, ±1 of a bit) and a query's float32 have together at most 48 significant bits, so that each product is
+exact, with or without fused multiply-add.
 
 Vectors are spelled out in LLVM's terms, where a loop in Python would depend on what the compiler makes of it. Compiling takes
 about half a second a process, once for each storage type, when the first product is asked for.
@@ -22,7 +23,8 @@ from numba.extending import intrinsic
 LANES = 8
 _TOGETHER = 4  # rows that share a query's numbers, so that these are loaded and widened once
 
-_INDEX, _HALF, _SINGLE, _DOUBLE = ir.IntType(64), ir.IntType(16), ir.FloatType(), ir.DoubleType()
+_INDEX, _HALF, _BYTE = ir.IntType(64), ir.IntType(16), ir.IntType(8)
+_SINGLE, _DOUBLE = ir.FloatType(), ir.DoubleType()
 
 
 def dot_products(
@@ -37,7 +39,8 @@ def dot_products(
         numbers: [P] int64, each pair's query; fastest where pairs of one query stand together.
         queries: [Q, d] float32, C-contiguous.
         edges: [parts, 2] int64, first and last (exclusive) column of each part.
-        dtype: What rows are made of: np.uint16 for bfloat16's bits, or np.float32.
+        dtype: What rows are made of: np.uint16 for bfloat16's bits, np.float32, np.int8, or np.uint8 for bits that are
+            numbers, the lowest of a byte first, +1 where set and −1 elsewhere.
         out: [P, parts] float64, C-contiguous, receives the sums.
     """
     _dot_products(addresses, numbers, queries, edges, np.empty((_TOGETHER, LANES)), out, np.empty(0, dtype))
@@ -118,11 +121,35 @@ def _load(builder: ir.IRBuilder, address: ir.Value, place: ir.Value, dtype: Any,
     def several(kind: ir.Type) -> ir.Type:
         return ir.VectorType(kind, count) if count > 1 else kind
 
-    stored = _SINGLE if dtype == types.float32 else _HALF
+    if dtype == types.uint8:
+        return _signs(builder, address, place, count)
+    stored = {types.float32: _SINGLE, types.int8: _BYTE}.get(dtype, _HALF)
     pointer = builder.gep(builder.inttoptr(address, stored.as_pointer()), [place])
     values = builder.load(builder.bitcast(pointer, several(stored).as_pointer()), align=1)
+    if stored is _BYTE:
+        return builder.sitofp(values, several(_DOUBLE))
     if stored is _HALF:  # bfloat16: the upper half of a float32
         bits = several(ir.IntType(32))
         sixteen = ir.Constant(bits, [16] * count if count > 1 else 16)
         values = builder.bitcast(builder.shl(builder.zext(values, bits), sixteen), several(_SINGLE))
     return builder.fpext(values, several(_DOUBLE))
+
+
+def _signs(builder: ir.IRBuilder, address: ir.Value, place: ir.Value, count: int) -> ir.Value:
+    """±1 in float64 of bit `place` of the row at `address`, or of the eight bits from there on; no byte beyond them is read."""
+
+    def byte(number: ir.Value) -> ir.Value:
+        where = builder.lshr(number, ir.Constant(_INDEX, 3))
+        pointer = builder.gep(builder.inttoptr(address, _BYTE.as_pointer()), [where])
+        return builder.zext(builder.load(pointer, align=1), _HALF)
+
+    # Eight bits may begin within a byte: a part of columns need not begin at a multiple of 8.
+    last = builder.add(place, ir.Constant(_INDEX, count - 1))
+    both = builder.or_(byte(place), builder.shl(byte(last), ir.Constant(_HALF, 8)))
+    shift = builder.trunc(builder.and_(place, ir.Constant(_INDEX, 7)), _HALF)
+    bits = builder.trunc(builder.lshr(both, shift), ir.IntType(count))
+    if count == 1:
+        return builder.select(bits, ir.Constant(_DOUBLE, 1.0), ir.Constant(_DOUBLE, -1.0))
+    vector = ir.VectorType(_DOUBLE, count)
+    one, minus_one = (ir.Constant(vector, [number] * count) for number in (1.0, -1.0))
+    return builder.select(builder.bitcast(bits, ir.VectorType(ir.IntType(1), count)), one, minus_one)

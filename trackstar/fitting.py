@@ -1,4 +1,4 @@
-"""What `fit` does, as library calls: the spec, the fixed sample, and sums over it that merge in a tree."""
+"""What `fit` does, as library calls: the spec and the fixed sample; `sample_sums` has the sums over it."""
 
 import dataclasses
 import hashlib
@@ -7,24 +7,25 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 
 import psutil
-import torch
 
-from trackstar import second_moments, tensors
-from trackstar import storage as files
-from trackstar.batching import Example, collate, plan_batches, windows
+from trackstar import second_moments
+from trackstar.batching import Example
 from trackstar.corpus import Record, WorkItem, read
+from trackstar.covariances import Part
 from trackstar.encoder import Encoder
 from trackstar.errors import TrackStarError
-from trackstar.gradients import GradientEngine, SquareSumSink
 from trackstar.indexing import ItemExamples
 from trackstar.models import LoadedModel, block_layout
-from trackstar.preconditioner import GramSum
 from trackstar.second_moments import Factored, SecondMoments
 from trackstar.spec import Spec
 
 PENDING = "pending"
 """Stands in the spec for a hash that the running `fit` is yet to find out."""
 _MAX_SAMPLED_ITEMS = 64
+_PASS_BYTES = 8 << 30
+"""Sums of covariances that one pass over the sample makes at most, in each worker."""
+_SHARE_OF_MEMORY = 8
+"""The part of a machine's memory that they may take: sums are copied when they are written, and two are added into a third."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,9 @@ def make_spec(
     layer_groups: int,
     block_rows: int,
     block_columns: int,
+    projection: str,
     projection_seed: int,
+    whitening_damping: float,
     moments: SecondMoments | None,
     moments_pending: bool,
     factored: bool,
@@ -74,13 +77,18 @@ def make_spec(
     """The spec that settings, model and moments give; hashes that are still to be computed are `PENDING`.
 
     Raises:
-        TrackStarError: max_length above the model's context, or no context length to be found.
+        TrackStarError: max_length above the model's context, or no context length to be found; no damping of whitening.
     """
     context = loaded.context_length
     if max_length is None and context is None:
         raise TrackStarError("the model's configuration names no context length: give --max_length")
     if max_length is not None and context is not None and max_length > context:
         raise TrackStarError(f"--max_length {max_length} is above the model's context of {context} tokens")
+    is_whitened = projection == "whitened"
+    if is_whitened and not whitening_damping > 0:
+        raise TrackStarError(
+            f"--whitening_damping {whitening_damping}: directions without a gradient make it necessary; it must be above zero"
+        )
     if moments_pending:
         kind, source = "factored" if factored else "exact", "estimated"
         fingerprint, epsilon = PENDING, second_moments.DEFAULT_EPSILON
@@ -105,8 +113,10 @@ def make_spec(
         block_rows=block_rows,
         block_columns=block_columns,
         num_blocks=len(block_layout(loaded.weights, layout, layer_groups).names),
-        projection="gaussian",
+        projection=projection,
         projection_seed=projection_seed,
+        projection_fingerprint=PENDING if is_whitened else "",
+        whitening_damping=whitening_damping if is_whitened else 0.0,
         moments=kind,
         moments_source=source,
         moments_fingerprint=fingerprint,
@@ -117,6 +127,22 @@ def make_spec(
         storage=storage,
         stores_text=stores_text,
     )
+
+
+def stage_spec(spec: Spec, *, moments: bool, projections: bool) -> Spec:
+    """The spec of an encoder that lacks what `fit` is yet to make: the preconditioner, perhaps the rest.
+
+    Args:
+        spec: The index's, as far as it is known.
+        moments: Whether the encoder has the second moments.
+        projections: Whether it has the spec's projections; Gaussian ones otherwise.
+    """
+    found = dataclasses.replace(spec, preconditioner="none")
+    if not moments:
+        found = dataclasses.replace(found, moments="none")
+    if not projections:
+        found = dataclasses.replace(found, projection="gaussian", projection_fingerprint="", whitening_damping=0.0)
+    return found
 
 
 def differences(stored: Spec, wanted: Spec) -> list[str]:
@@ -142,6 +168,34 @@ def check_memory(spec: Spec, workers: int) -> None:
             f"{available / 2**30:.1f} GiB are available: lower --block_rows and --block_columns, --layer_groups, or "
             "--direct_num_workers"
         )
+
+
+def pass_bytes(local_workers: int | None) -> int:
+    """Bytes of covariances' sums that one pass over the sample makes.
+
+    Args:
+        local_workers: Worker processes that share this machine's memory; None where they run elsewhere.
+    """
+    if local_workers is None:
+        return _PASS_BYTES
+    return min(_PASS_BYTES, psutil.virtual_memory().total // (_SHARE_OF_MEMORY * local_workers))
+
+
+def check_pass_memory(passes: Sequence[Sequence[Part]], workers: int) -> None:
+    """Raises TrackStarError where the covariances of one weight are too large for this machine's memory."""
+    largest = max(sum(part.num_bytes for part in group) for group in passes)
+    needed, available = 3 * largest * workers, psutil.virtual_memory().available
+    if needed > available:
+        raise TrackStarError(
+            f"the covariances behind whitened projections need {needed / 2**30:.1f} GiB ({largest / 2**30:.1f} GiB in each of "
+            f"{workers} workers, and copies of them) and {available / 2**30:.1f} GiB are available: lower "
+            "--direct_num_workers, use a machine with more memory, or take --projection gaussian"
+        )
+
+
+def sample_key(tasks: Sequence[SampleTask], spec: Spec) -> str:
+    """Name of what is summed over a sample under a spec."""
+    return hashlib.sha256("".join(task.key(spec.hash) for task in tasks).encode()).hexdigest()[:32]
 
 
 def warn_small_sample(count: int, spec: Spec, tell: Callable[[str], None]) -> None:
@@ -197,84 +251,3 @@ def sample_records(item: WorkItem, quota: int, seed: int) -> list[Record]:
         elif entry[0] > heap[0][0]:
             heapq.heapreplace(heap, entry)
     return [record for _, _, record in sorted(heap, key=lambda entry: entry[1])]
-
-
-def sum_gram(encoder: Encoder, task: SampleTask) -> GramSum:
-    """Σ vec(E_b) vec(E_b)ᵀ over the task's examples, before any preconditioner; non-finite examples are left out."""
-    total = GramSum(encoder.spec.num_blocks, encoder.spec.block_dimension)
-    for window in windows(sampled_examples(encoder, task), encoder.window):
-        gradients = encoder.project(window).gradients
-        finite = torch.isfinite(gradients.flatten(1).sum(dim=1))
-        total.add(gradients[finite])
-    return total
-
-
-def sum_squares(encoder: Encoder, task: SampleTask) -> SquareSumSink:
-    """Σ G ⊙ G of every weight over the task's examples; those that the device's memory cannot take are left out."""
-    left_out: set[tuple[int, int]] = set()
-    while (sink := _try_squares(encoder, task, left_out)) is None:
-        pass  # a batch that breaks off spoils the sums: they begin anew, with what has been learned of the memory
-    return sink
-
-
-def _try_squares(encoder: Encoder, task: SampleTask, left_out: set[tuple[int, int]]) -> SquareSumSink | None:
-    """The sums without the examples `left_out` (window, number), or None where memory ran out.
-
-    Examples that do not fit even alone are added to `left_out`.
-    """
-    sink = SquareSumSink(encoder.loaded.weights, encoder.loaded.device)
-    failures = encoder.limit.failures
-    with GradientEngine(encoder.loaded, sink) as engine:
-        for number, window in enumerate(windows(sampled_examples(encoder, task), encoder.window)):
-            lengths = [len(example.input_ids) for example in window]
-            chosen = [i for i in range(len(window)) if (number, i) not in left_out]
-            plan = plan_batches([lengths[i] for i in chosen], encoder.spec.batch_tokens)
-
-            def run(indices: list[int], window: list[Example] = window) -> None:
-                losses = engine.run(collate([window[i] for i in indices]))
-                sink.count -= int((~torch.isfinite(losses)).sum())
-
-            too_large = encoder.limit.each([[chosen[i] for i in batch] for batch in plan], lengths, run)
-            left_out.update((number, i) for i in too_large)
-            if encoder.limit.failures != failures:
-                return None
-    return sink
-
-
-def sum_task(kind: str, encoder: Encoder, task: SampleTask, uri: str) -> None:
-    """Writes a task's "gram" or "squares" sums to a file."""
-    if kind == "gram":
-        sum_gram(encoder, task).save(uri)
-    else:
-        sink = sum_squares(encoder, task)
-        save_squares(uri, sink.sums, sink.count)
-
-
-def save_squares(uri: str, sums: dict[str, torch.Tensor], count: int) -> None:
-    """Writes Σ G ⊙ G as one safetensors file."""
-    tensors.save(uri, sums, {"count": str(count)})
-
-
-def load_squares(uri: str) -> tuple[dict[str, torch.Tensor], int]:
-    """Reads what `save_squares` wrote."""
-    sums, metadata = tensors.load(uri)
-    return sums, int(metadata["count"])
-
-
-def merge_files(kind: str, first: str, second: str) -> str:
-    """Adds two files of partial sums ("gram" or "squares") into a third and returns its name.
-
-    The name follows from theirs; where it exists the work was done before. The two stay, so that a retry finds them.
-    """
-    folder, one = first.rsplit("/", 1)
-    merged = f"{folder}/{hashlib.sha256(f'{one}+{second}'.encode()).hexdigest()[:32]}.{kind}.safetensors"
-    if not files.exists(merged):
-        if kind == "gram":
-            total = GramSum.load(first)
-            total.merge(GramSum.load(second))
-            total.save(merged)
-        else:
-            sums, count = load_squares(first)
-            others, other_count = load_squares(second)
-            save_squares(merged, {name: sums[name] + others[name] for name in sums}, count + other_count)
-    return merged

@@ -5,7 +5,7 @@ The pass hands each sink (a, s), never a weight gradient: all weights are frozen
 embedding's output, so what is computed is the forward pass and the backward pass to the inputs, the "frozen floor".
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -138,6 +138,11 @@ class ProjectingSink:
         moments: Second moments of every weight, or None.
         device: Where the model runs.
         dtype: Type the model runs in.
+        projections: L_i [m, d₀] and R_i [n, d₁] of every weight, in place of the Gaussian ones; factored moments are in them
+            already (`whitening`), exact ones are not.
+
+    Raises:
+        TrackStarError: a weight without projections, or with ones of another shape.
     """
 
     def __init__(
@@ -150,6 +155,7 @@ class ProjectingSink:
         moments: SecondMoments | None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        projections: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
     ):
         self.layout = layout
         self.block_rows, self.block_columns = block_rows, block_columns
@@ -159,19 +165,21 @@ class ProjectingSink:
         # L_i and R_i where gradients are formed; else Lᵀ_i and Rᵀ_i with the factored moments folded in.
         self._left: dict[str, torch.Tensor] = {}
         self._right: dict[str, torch.Tensor] = {}
-        self._inverse_roots: dict[str, torch.Tensor] = {}
+        self.inverse_roots: dict[str, torch.Tensor] = {}
+        """1/(√V + ε) of the weights with exact moments, float32 [m, n]."""
         for weight in weights:
-            left = projection(seed, weight.name, "left", weight.outputs, block_rows)
-            right = projection(seed, weight.name, "right", weight.inputs, block_columns)
             moment = moments.by_weight[weight.name] if moments else None
-            if isinstance(moment, Factored):
-                # V ≈ r cᵀ / mean(r), so 1/√V = (√mean(r)/√r)(1/√c)ᵀ.
-                left = left * (moment.rows.mean().sqrt() * _safe_inverse_root(moment.rows))[:, None]
-                right = right * _safe_inverse_root(moment.columns)[:, None]
-            elif isinstance(moment, Exact):
-                assert moments is not None
-                self._inverse_roots[weight.name] = (moment.values.sqrt() + moments.epsilon).reciprocal().to(device)
+            if projections is None:
+                left = projection(seed, weight.name, "left", weight.outputs, block_rows)
+                right = projection(seed, weight.name, "right", weight.inputs, block_columns)
+                if isinstance(moment, Factored):
+                    of_rows, of_columns = moment.scales()
+                    left, right = left * of_rows[:, None], right * of_columns[:, None]
+            else:
+                left, right = _given(projections, weight, block_rows, block_columns)
             if isinstance(moment, Exact):
+                assert moments is not None
+                self.inverse_roots[weight.name] = (moment.values.sqrt() + moments.epsilon).reciprocal().to(device)
                 self._left[weight.name], self._right[weight.name] = left.to(device), right.to(device)
             else:
                 self._left[weight.name] = left.to(device, dtype).T.contiguous()
@@ -180,8 +188,8 @@ class ProjectingSink:
     def operators(self, weight: WeightInfo) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """L [m, d₀] and R [n, d₁] of a weight, and 1/(√V + ε) [m, n] of exact moments; factored ones are in L and R."""
         left, right = self._left[weight.name], self._right[weight.name]
-        if weight.name in self._inverse_roots:
-            return left, right, self._inverse_roots[weight.name]
+        if weight.name in self.inverse_roots:
+            return left, right, self.inverse_roots[weight.name]
         return left.T, right.T, None
 
     def begin(self, batch: Batch) -> None:
@@ -192,7 +200,7 @@ class ProjectingSink:
 
     def forward(self, weight: WeightInfo, a: torch.Tensor) -> torch.Tensor:
         """R_iᵀ a_t [B, T, d₁], or a itself where the full gradient is needed."""
-        if weight.name in self._inverse_roots:
+        if weight.name in self.inverse_roots:
             return a
         return narrow_product(a, self._right[weight.name])
 
@@ -200,9 +208,9 @@ class ProjectingSink:
         """Adds the weight's part to its block."""
         block = self.encodings[:, self.layout.block_of[weight.name]]  # [B, d0, d1], a view
         left = self._left[weight.name]
-        if weight.name in self._inverse_roots:
+        if weight.name in self.inverse_roots:
             add_corrected(
-                block, s.float(), saved.float(), self._inverse_roots[weight.name], left, self._right[weight.name]
+                block, s.float(), saved.float(), self.inverse_roots[weight.name], left, self._right[weight.name]
             )
         else:
             projected = narrow_product(s, left)  # [B, T, d0]
@@ -294,6 +302,20 @@ def add_corrected(
         block += left[first:last].T @ corrected[:, : last - first]  # [d0, r] @ [B, r, d1]
 
 
-def _safe_inverse_root(values: torch.Tensor) -> torch.Tensor:
-    """1/√v; zero where v is zero, since such a row never had a gradient."""
-    return torch.where(values > 0, values.clamp_min(torch.finfo(torch.float32).tiny).rsqrt(), torch.zeros_like(values))
+def _given(
+    projections: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+    weight: WeightInfo,
+    block_rows: int,
+    block_columns: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight's projections of those that were given, checked."""
+    if weight.name not in projections:
+        raise TrackStarError(f"projections: none for {weight.name}: another model's? Run `trackstar fit` again")
+    left, right = projections[weight.name]
+    wanted = (weight.outputs, block_rows), (weight.inputs, block_columns)
+    if (left.shape, right.shape) != wanted:
+        raise TrackStarError(
+            f"projections: {weight.name} has {tuple(left.shape)} and {tuple(right.shape)}, wanted are {wanted[0]} and "
+            f"{wanted[1]}: another index's? Run `trackstar fit` again"
+        )
+    return left, right

@@ -2,6 +2,8 @@
 
     spec.json                   all that determines an encoding; its hash is the index's identity
     superseded_by.json          the index that took this one's place, if one did
+    second_moments.safetensors  V of each weight, where gradients are divided by it
+    projections.safetensors     whitened projections, where the spec has them
     preconditioner/             R_train
     encodings/<key>.parquet     one file a work item, flat; plain Parquet
     encodings/_delta_log/       which files are in the index, version by version
@@ -119,7 +121,9 @@ class Index:
         storage.makedirs(storage.join(uri, "rejects"))
         index = cls(uri, spec)
         fitted = [info.uri[len(index.uri) + 1 :] for info in storage.list(storage.join(index.uri, "preconditioner"))]
-        checksums.record_files(index.uri, ["second_moments.safetensors", "fit.json", *fitted])
+        checksums.record_files(
+            index.uri, ["second_moments.safetensors", "projections.safetensors", "fit.json", *fitted]
+        )
         content = spec.to_json().encode()
         checksums.record(index.uri, "spec.json", Checksum.of_bytes(content))
         storage.write_bytes(where, content)

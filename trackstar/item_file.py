@@ -2,7 +2,7 @@
 
 The encoding column is laid out so that a scan costs no decoding: `fixed_size_binary(bytes per encoding)`, required,
 PLAIN, uncompressed, without dictionary or statistics, one data page a row group, aligned to a cache line. The page *is*
-the matrix [rows, d], row-major and little-endian, and `trackstar.parquet_pages` reads it as such.
+the matrix of the rows as they are stored (`stored_forms`), and `trackstar.parquet_pages` reads it as such.
 """
 
 import math
@@ -16,13 +16,13 @@ import torch
 
 from trackstar.encodings import Encodings
 from trackstar.errors import TrackStarError
-from trackstar.item_footer import ENCODING, MAX_NORM, arrow_schema
+from trackstar.item_footer import DIMENSION, ENCODING, MAX_NORM, SCALE, STORAGE, arrow_schema
 from trackstar.spec import Spec
+from trackstar.stored_forms import FORMS
 
 ROW_GROUP_BYTES = 64 * 2**20
 _PAGE_BYTES = 2**30  # above any row group: one page a row group
 _ALIGNMENT = 64  # bytes of a cache line
-STORAGE_TYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def rows_per_group(spec: Spec) -> int:
@@ -33,16 +33,20 @@ def rows_per_group(spec: Spec) -> int:
 def write_parquet(
     path: str, spec: Spec, shard: str, batches: Iterable[Encodings], footer: Callable[[], dict[str, str]]
 ) -> None:
-    """Streams `batches` into a Parquet file at the local `path`, holding one row group in memory.
+    """Streams `batches` into a Parquet file at the local `path`, holding one row group in memory, as it is stored.
 
     The bytes depend on the rows, the spec and the footer alone, not on how the rows come in batches.
 
     Args:
         path: Local file to write.
-        spec: Gives columns, storage type and dimension.
+        spec: Gives columns, form of storage and dimension.
         shard: Value of the column `shard`.
         batches: The examples, in the order in which they are stored.
-        footer: Called after the last batch; its items become the file's key-value metadata, beside `shard`.
+        footer: Called after the last batch; its items become the file's key-value metadata, beside `shard` and what is said of
+            the encodings.
+
+    Raises:
+        TrackStarError: encodings of another dimension or without text, or one that has no direction (int8 and sign).
     """
     schema = arrow_schema(spec)
     others = [name for name in schema.names if name != ENCODING]
@@ -59,16 +63,16 @@ def write_parquet(
             store_schema=False,
         ) as writer,
     ):
-        max_norm = 0.0
-        for group in _regrouped(batches, rows_per_group(spec)):
-            stored = _stored(group.vectors, spec)
-            max_norm = max(max_norm, stored.float().norm(dim=1).max().item())
-            sink.write(b"\0" * (-(sink.tell() + _page_header_bytes(len(group), spec)) % _ALIGNMENT))
-            writer.write_table(_table(group, stored, spec, schema, shard), row_group_size=len(group))
-        # Rounded up to two decimals: how the norm was summed does not show.
-        writer.add_key_value_metadata(
-            {**footer(), "shard": shard, MAX_NORM: f"{math.ceil(max_norm * 100.1) / 100:.2f}"}
-        )
+        norms = [0.0]
+        tables = (_table(batch, spec, schema, shard, norms) for batch in batches if len(batch))
+        for table in _regrouped(tables, rows_per_group(spec)):
+            sink.write(b"\0" * (-(sink.tell() + _page_header_bytes(len(table), spec)) % _ALIGNMENT))
+            writer.write_table(table, row_group_size=len(table))
+        stated = {"shard": shard, STORAGE: spec.storage, DIMENSION: str(spec.dimension)}
+        if FORMS[spec.storage].fixed_norm is None:
+            # Rounded up to two decimals: how the norm was summed does not show.
+            stated[MAX_NORM] = f"{math.ceil(max(norms) * 100.1) / 100:.2f}"
+        writer.add_key_value_metadata({**footer(), **stated})
 
 
 def _page_header_bytes(rows: int, spec: Spec) -> int:
@@ -86,47 +90,50 @@ def _page_header_bytes(rows: int, spec: Spec) -> int:
     return 2 + sizes + page + 1
 
 
-def _regrouped(batches: Iterable[Encodings], size: int) -> Iterator[Encodings]:
-    """The same rows in groups of exactly `size`, the last one smaller."""
-    waiting: list[Encodings] = []
+def _regrouped(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
+    """The same rows in tables of exactly `size`, the last one smaller, each in one piece of memory."""
+    waiting: list[pa.Table] = []
     count = 0
-    for batch in batches:
+    for table in tables:
         start = 0
-        while start < len(batch):
-            part = batch.rows(start, min(len(batch), start + size - count))
+        while start < len(table):
+            part = table.slice(start, size - count)
             waiting.append(part)
             count += len(part)
             start += len(part)
             if count == size:
-                yield Encodings.concatenate(waiting)
+                yield pa.concat_tables(waiting).combine_chunks()
                 waiting, count = [], 0
     if waiting:
-        yield Encodings.concatenate(waiting)
+        yield pa.concat_tables(waiting).combine_chunks()
 
 
-def _stored(vectors: torch.Tensor, spec: Spec) -> torch.Tensor:
-    """[N, d] float32 → [N, d] in the storage type, on the CPU."""
-    if vectors.shape[1] != spec.dimension:
-        raise TrackStarError(f"encodings of dimension {vectors.shape[1]} for an index of dimension {spec.dimension}")
-    return vectors.detach().to("cpu", STORAGE_TYPES[spec.storage]).contiguous()
-
-
-def _table(group: Encodings, stored: torch.Tensor, spec: Spec, schema: pa.Schema, shard: str) -> pa.Table:
+def _table(batch: Encodings, spec: Spec, schema: pa.Schema, shard: str, norms: list[float]) -> pa.Table:
+    """The rows as they are stored; the largest of their norms is added to `norms`, where norms differ."""
+    if batch.vectors.shape[1] != spec.dimension:
+        raise TrackStarError(
+            f"encodings of dimension {batch.vectors.shape[1]} for an index of dimension {spec.dimension}"
+        )
+    stored = FORMS[spec.storage].pack(batch.vectors)
+    if stored.form.fixed_norm is None:
+        norms.append(stored.norms().max().item())
     columns: dict[str, Any] = {
-        "example_id": group.example_ids,
-        "shard": [shard] * len(group),
-        "position": np.asarray(group.positions, np.int64),
-        "num_tokens": np.asarray(group.num_tokens, np.int32),
-        "loss": np.asarray(group.loss, np.float32),
-        "grad_norm": np.asarray(group.grad_norm, np.float32),
+        "example_id": batch.example_ids,
+        "shard": [shard] * len(batch),
+        "position": np.asarray(batch.positions, np.int64),
+        "num_tokens": np.asarray(batch.num_tokens, np.int32),
+        "loss": np.asarray(batch.loss, np.float32),
+        "grad_norm": np.asarray(batch.grad_norm, np.float32),
         ENCODING: pa.Array.from_buffers(
             pa.binary(spec.bytes_per_encoding),
-            len(group),
-            [None, pa.py_buffer(stored.view(torch.uint8).numpy())],
+            len(batch),
+            [None, pa.py_buffer(stored.matrix.view(torch.uint8).numpy())],
         ),
     }
+    if stored.scales is not None:
+        columns[SCALE] = stored.scales.numpy()
     if spec.stores_text:
-        if group.texts is None:
+        if batch.texts is None:
             raise TrackStarError("the index stores texts (spec.stores_text), but the encodings came without them")
-        columns["text"] = group.texts
+        columns["text"] = batch.texts
     return pa.table({name: columns[name] for name in schema.names}, schema=schema)

@@ -14,8 +14,13 @@ from trackstar.errors import TrackStarError
 from trackstar.spec import Spec
 
 ENCODING = "encoding"
+SCALE = "scale"
+"""What the integers of an encoding are multiplied with, where it is stored as such."""
+STORAGE, DIMENSION = "storage", "dimension"
+"""Metadata: the form of the encodings, and how many numbers each has; of bits, their bytes do not tell."""
 MAX_NORM = "max_norm"
-"""Metadata: the largest norm of the file's stored encodings, about 1. A scan derives from it how far rounding can go."""
+"""Metadata: the largest norm of the file's stored encodings, about 1. A scan derives from it how far rounding can go. Not of sign
+bits, which all stand for unit vectors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +91,8 @@ def arrow_schema(spec: Spec) -> pa.Schema:
     ]
     if spec.stores_text:
         fields.insert(4, pa.field("text", pa.string(), nullable=False))
+    if spec.has_scales:
+        fields.append(pa.field(SCALE, pa.float32(), nullable=False))
     return pa.schema(fields)
 
 

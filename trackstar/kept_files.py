@@ -74,8 +74,10 @@ class _KeptReader(EncodingReader):
             if self._pages:
                 with path.open("rb") as file:
                     self._mapping = self._map(file.fileno(), self._pages)
+            if self.form.is_scaled:
+                self._scales = self._read_scales()
             self._chunks = [
-                Chunk(page.row, self._matrix(self._mapping, page.offset, page.num_rows), owned=False)
+                self._chunk(page.row, self._mapping, page.offset, page.num_rows, owned=False)
                 for page in self._pages or []
             ]
         except OSError as error:

@@ -21,13 +21,14 @@ class Recipe:
 
     layout: str
     normalisation: str
+    projection: str
     block_rows: int | None
     block_columns: int | None
 
 
 RECIPES = {
-    "default": Recipe("weights", "block", None, None),
-    "paper": Recipe("blocks", "vector", 64, 64),
+    "default": Recipe("weights", "block", "gaussian", None, None),
+    "paper": Recipe("blocks", "vector", "gaussian", 64, 64),
 }
 
 

@@ -7,7 +7,6 @@ The bytes are those that encoding the item anew would write: encodings do not de
 import dataclasses
 from collections.abc import Iterator
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -18,10 +17,13 @@ from trackstar.corpus import WorkItem
 from trackstar.encodings import Encodings
 from trackstar.errors import TrackStarError
 from trackstar.index import Index
-from trackstar.item_file import STORAGE_TYPES
-from trackstar.item_footer import ENCODING, ItemCounts, ItemFile, read_footer
+from trackstar.item_footer import ENCODING, SCALE, ItemCounts, ItemFile, read_footer
 from trackstar.removal import Removals
 from trackstar.removed_items import remember
+from trackstar.spec import Spec
+from trackstar.stored_forms import FORMS, StoredRows
+
+_PIECE = 2**22  # numbers that are unpacked at a time
 
 
 def rewrite_item(index: Index, item: WorkItem, old_key: str) -> ItemFile:
@@ -64,7 +66,7 @@ class _Rewriting:
         return self._index.write_item(key, self._item.shard, self._kept(), self._footer)
 
     def _kept(self) -> Iterator[Encodings]:
-        for group in _row_groups(self._index, self._old.uri):
+        for group in _pieces(self._index, self._old.uri):
             removed = self._removals.rows(group.example_ids)
             if removed is not None:
                 self._positions.update(group.positions[removed].tolist())
@@ -91,25 +93,33 @@ def _is_damaged(index: Index, key: str) -> bool:
     return recorded is not None and recorded != Checksum.of(index.item_uri(key))
 
 
-def _row_groups(index: Index, uri: str) -> Iterator[Encodings]:
-    """The rows of a file, a row group at a time."""
+def _pieces(index: Index, uri: str) -> Iterator[Encodings]:
+    """The rows of a file, a part of a row group at a time. Their vectors are float64, and so exactly what is stored."""
     spec = index.spec
+    step = max(1, _PIECE // spec.dimension)
     with storage.open_input(uri) as source:
         footer = read_footer(uri, source)
         file = pq.ParquetFile(source, metadata=footer)
         for number in range(footer.num_row_groups):
             try:
-                table = file.read_row_group(number).combine_chunks()
+                group = file.read_row_group(number).combine_chunks()
             except (pa.ArrowException, OSError) as error:
                 raise TrackStarError(f"{uri}: row group {number} cannot be read ({error})") from error
-            raw = np.frombuffer(b"".join(table[ENCODING].to_pylist()), np.uint8).copy()
-            stored = torch.from_numpy(raw).view(STORAGE_TYPES[spec.storage]).view(len(table), spec.dimension)
-            yield Encodings(
-                example_ids=table["example_id"].to_pylist(),
-                positions=table["position"].to_numpy(),
-                texts=table["text"].to_pylist() if spec.stores_text else None,
-                num_tokens=table["num_tokens"].to_numpy(),
-                loss=table["loss"].to_numpy(),
-                grad_norm=table["grad_norm"].to_numpy(),
-                vectors=stored.float(),
-            )
+            for start in range(0, len(group), step):
+                table = group.slice(start, step)
+                yield Encodings(
+                    example_ids=table["example_id"].to_pylist(),
+                    positions=table["position"].to_numpy(),
+                    texts=table["text"].to_pylist() if spec.stores_text else None,
+                    num_tokens=table["num_tokens"].to_numpy(),
+                    loss=table["loss"].to_numpy(),
+                    grad_norm=table["grad_norm"].to_numpy(),
+                    vectors=_stored(table, spec).values(),
+                )
+
+
+def _stored(table: pa.Table, spec: Spec) -> StoredRows:
+    form = FORMS[spec.storage]
+    raw = torch.frombuffer(bytearray(b"".join(table[ENCODING].to_pylist())), dtype=form.matrix_type)
+    scales = torch.from_numpy(table[SCALE].to_numpy().copy()) if form.is_scaled else None
+    return StoredRows(form, raw.view(len(table), -1), scales, spec.dimension)

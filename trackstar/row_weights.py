@@ -1,17 +1,21 @@
 """What a stored row's products with the queries are multiplied with, part by part.
 
-score(z, q) = Σ_p w_p(z) · (φ_p(z) · q_p), where a part p is a range of columns:
+score(z, q) = Σ_p w_p(z) · (c_p(z) · q_p), where a part p is a range of columns, c(z) are the stored numbers and f(z) their
+factor (`stored_forms`; 1 of bfloat16 and float32):
 
-- plain cosine: one part, w = 1;
-- without unit norm: one part, w = grad_norm(z);
-- under another preconditioner: q is folded to Mᵀφ′(q), one part, w = 1 / ‖M φ(z)‖; or without unit norm w = grad_norm(z);
-- the same, normalised block by block: one part a block, w_b = 1 / (‖M_b φ_b(z)‖ · √(blocks that are not zero)).
+- plain cosine: one part, w = f;
+- without unit norm: one part, w = f · grad_norm(z);
+- under another preconditioner: q is folded to Mᵀφ′(q), one part, w = 1 / ‖M c(z)‖; or without unit norm w = f · grad_norm(z);
+- the same, normalised block by block: one part a block, w_b = 1 / (‖M_b c_b(z)‖ · √(blocks that are not zero)).
+
+So where a preconditioner changes, only the direction of what is stored counts, and the factor is not needed.
 
 A scan uses bounds of the weights, which are cheap; the weights themselves are needed of the few rows that are scored again.
 Where every part has its own weight, the rows are multiplied with them before the queries come: one product, however many parts.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +35,8 @@ class WeightedRows:
     """What to multiply some rows' queries with: score = w · (x·q), where w and x are known within bounds.
 
     Args:
-        rows: [rows, d] in the stored type, near x: the stored rows, or these with each part multiplied with its weight.
+        rows: [rows, d] in the type that is multiplied, near x: the stored numbers, or these with each part multiplied with its
+            weight.
         norm: [rows] float32, an upper bound of ‖rows‖.
         missing: [rows] float32, an upper bound of ‖x − rows‖.
         low: [rows] float32, a lower bound of w, not negative.
@@ -46,7 +51,7 @@ class WeightedRows:
 
 
 class RowWeights:
-    """The weights of one file's rows.
+    """The weights of one file's rows, for scores without unit norm or under another preconditioner.
 
     Args:
         change: Change of preconditioner, or None.
@@ -67,10 +72,22 @@ class RowWeights:
                     f"{uri}, row {bad[0]}: grad_norm is {self._grad_norm[bad[0]]}; build this file again"
                 )
 
-    def bounds(self, row: int, block: torch.Tensor) -> WeightedRows:
-        """The rows `block` [rows, d], the first of which is row `row` of the file, with bounds of their weights."""
+    @property
+    def needs_factors(self) -> bool:
+        """Whether the rows' factors count. If so, `exact` leaves them out: they come first."""
+        return self._grad_norm is not None
+
+    def bounds(self, row: int, block: torch.Tensor, factors: torch.Tensor | None = None) -> WeightedRows:
+        """Some rows with bounds of their weights.
+
+        Args:
+            row: Number of the first one in the file.
+            block: [rows, d], their stored numbers.
+            factors: [rows] or [1] float64, their factors; None for 1.
+        """
         if self._grad_norm is not None:
-            weights = torch.from_numpy(self._grad_norm[row : row + len(block)]).float().to(block.device)
+            weights = torch.from_numpy(self._grad_norm[row : row + len(block)]).to(block.device)
+            weights = (weights if factors is None else weights * factors).float()
             norm = _up(block.float().norm(dim=1))
             return WeightedRows(block, norm, torch.zeros_like(norm), _down(weights), _up(weights))
         assert self._change is not None
@@ -127,15 +144,15 @@ class RowWeights:
         rounding = exact.norm(dim=1) + norm * factor * (4 * _UNIT_ROUNDOFF)
         return torch.where(norm > 0, _up(norm * weight + rounding), 0)
 
-    def exact(self, rows: np.ndarray, vectors: list[torch.Tensor]) -> np.ndarray:
-        """The weights of single rows, [rows, parts] float64.
+    def exact(self, rows: np.ndarray, numbers: Callable[[Sequence[int]], torch.Tensor]) -> np.ndarray:
+        """The weights of single rows without factors, [rows, parts] float64.
 
         Norms under another preconditioner are summed in float64 and rounded to float32, so that the order in which the
         machine sums does not show.
 
         Args:
-            rows: Their numbers in the file.
-            vectors: Their stored encodings.
+            rows: Which rows of the file.
+            numbers: Gives [n, d], the stored numbers of some of them, by their places in `rows`.
         """
         if self._grad_norm is not None:
             return self._grad_norm[rows][:, None]
@@ -143,7 +160,7 @@ class RowWeights:
         new = [i for i, row in enumerate(rows.tolist()) if row not in self._known]
         for start in range(0, len(new), _EXACT_ROWS):
             some = new[start : start + _EXACT_ROWS]
-            weights = self._exact(torch.stack([vectors[i] for i in some]))
+            weights = self._exact(numbers(some))
             self._known.update(zip(rows[some].tolist(), weights, strict=True))
         return np.stack([self._known[row] for row in rows.tolist()])
 

@@ -1,8 +1,8 @@
 """Scores of all queries against every row of the index's files: exact top-k, in one pass over the files.
 
-A block of rows is multiplied with all queries in the stored type (`approximate`), what can still matter is kept
-(`candidates`), and that little is scored again in float64 (`exact`). The result equals a brute-force search with the float64
-scores, ids included, whatever the blocks, files, threads and device.
+A block of rows is multiplied with all queries, unpacked a little at a time where few bits are stored (`approximate`), what can
+still matter is kept (`candidates`), and that little is scored again in float64 (`held_rows`). The result equals a brute-force
+search with the float64 scores, ids included, whatever the blocks, files, threads and device.
 """
 
 import contextlib
@@ -14,15 +14,17 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from trackstar.approximate import QueryProduct
-from trackstar.candidates import Candidates, Pairs
+from trackstar.approximate import Bounded, DirectProduct, QueryProduct, tile_rows
+from trackstar.candidates import Candidates
 from trackstar.encoding_reader import Chunk, EncodingReader
 from trackstar.errors import TrackStarError
-from trackstar.exact import RowPairs, exact_products
+from trackstar.held_rows import HeldRows, ScannedFile
 from trackstar.passages import fetch_passages
 from trackstar.queries import Change, QuerySet
 from trackstar.removal import NOTHING, Removals
 from trackstar.row_weights import RowWeights
+from trackstar.stored_forms import StoredForm, StoredRows
+from trackstar.threads import Shares
 from trackstar.topk import TopK
 
 __all__ = ["Change", "QuerySet", "ScanSettings", "TopK", "fetch_passages", "scan_file", "scan_files"]
@@ -30,7 +32,7 @@ __all__ = ["Change", "QuerySet", "ScanSettings", "TopK", "fetch_passages", "scan
 _BLOCK_SCORES = 2**20  # products in one block: small enough to stay in cache while they are compared
 _BLOCK_ROWS = (64, 4096)
 _CHANGED_ROWS = 1024  # a block's, where rows are transformed before they are multiplied
-_EXACT_PRODUCTS = 2**24  # held at a time
+_UNPACKED_BYTES = 2**25  # a block's, where rows are unpacked and weighted, but not transformed
 _OPEN_FILES = 64  # mapped at a time
 
 OpenFile = Callable[[str, int], EncodingReader]
@@ -136,26 +138,6 @@ def timed_scan(
     return TimedScan(proponents, opponents, settling - started, clock() - settling)
 
 
-@dataclasses.dataclass(frozen=True)
-class _File:
-    """One file: what its rows are called and weighted with, and which of them were taken down."""
-
-    uri: str
-    ids: pa.StringArray
-    weights: RowWeights | None
-    max_norm: float | None
-    removed: np.ndarray | None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Held:
-    """A chunk whose rows may be asked for again; `start` is its first row's number since the last settling."""
-
-    start: int
-    chunk: Chunk
-    file: _File
-
-
 class _Scan:
     """What a scan knows so far: the winners of what was settled, and the candidates of what was not."""
 
@@ -184,17 +166,16 @@ class _Scan:
         by_block = change is not None and settings.unit_norm and change.normalisation == "block"
         self._parts = change.blocks() if change is not None and by_block else [slice(0, vectors.shape[1])]
         self._products: dict[torch.dtype, QueryProduct] = {}
-        self._block_rows = int(np.clip(_BLOCK_SCORES // len(queries), *_BLOCK_ROWS))
-        if change is not None:
-            self._block_rows = min(self._block_rows, _CHANGED_ROWS)
+        self._direct: dict[str, DirectProduct] = {}
+        self._shares = Shares()
         ends = (True, False) if settings.opponents else (True,)
         self._candidates = [Candidates(len(queries), settings.top_k, largest) for largest in ends]
         self._best = [TopK.empty(len(queries), settings.top_k, largest) for largest in ends]
-        self._held: list[_Held] = []
+        self._held = HeldRows(self._vectors, self._parts, self._scale)
 
     def file(self, uri: str) -> None:
         """Takes in one file."""
-        if len({held.file.uri for held in self._held}) >= _OPEN_FILES:
+        if self._held.num_files >= _OPEN_FILES:
             self.settle()
         with contextlib.closing(self._open_file(uri, self._vectors.shape[1])) as reader:
             weights = None
@@ -205,10 +186,10 @@ class _Scan:
             removed = self._removals.mask(ids, reader.shard) if self._removals else None
             if removed is not None and removed.all():
                 return
-            file = _File(uri, ids, weights, reader.max_norm, removed)
+            file = ScannedFile(uri, ids, weights, reader.max_norm, removed)
             for chunk in reader.chunks():
-                held_bytes = sum(held.chunk.vectors.nbytes for held in self._held if held.chunk.owned)
-                if chunk.owned and held_bytes and held_bytes + chunk.vectors.nbytes > self._settings.max_bytes:
+                held_bytes = self._held.owned_bytes
+                if chunk.owned and held_bytes and held_bytes + chunk.stored.nbytes > self._settings.max_bytes:
                     self.settle()
                 self._chunk(file, chunk)
 
@@ -223,42 +204,71 @@ class _Scan:
             sign = 1 if candidates.largest else -1
             # First the likely winners: what they reach exactly rules out most of the rest.
             for take in (candidates.likely, candidates.rest):
-                self._best[end] = TopK.merge([self._best[end], self._scored(take(), candidates.largest)])
+                found = self._held.best(take(), self._settings.top_k, candidates.largest)
+                self._best[end] = TopK.merge([self._best[end], found])
                 candidates.raise_threshold(sign * self._best[end].kth_scores())
-        self._held = []
+        self._held.clear()
 
-    def _chunk(self, file: _File, chunk: Chunk) -> None:
-        product = self._products.get(chunk.vectors.dtype)
-        if product is None:
-            product = QueryProduct(self._vectors, chunk.vectors.dtype, self._device, self._scale)
-            self._products[chunk.vectors.dtype] = product
-        held = self._hold(file, chunk)
+    def _chunk(self, file: ScannedFile, chunk: Chunk) -> None:
+        start = self._held.hold(file, chunk)
         for first, end in self._blocks(file, chunk):
-            rows = chunk.vectors[first:end].to(self._device)
-            if file.weights is not None:
-                scores = product.weighted(file.weights.bounds(chunk.row + first, rows))
-            else:
-                norm = rows.float().norm(dim=1).max().item() * 1.001 if file.max_norm is None else file.max_norm
-                scores = product(rows, norm)
+            rows = chunk.stored.rows(first, end).to(self._device)
+            scores = self._bounded(file, chunk.row + first, rows)
             # A NaN or infinity in a row shows in its product with any query.
             if not torch.isfinite(scores.centre[0]).all():
                 raise _not_finite(file.uri, chunk.row + first, rows)
             for candidates in self._candidates:
-                candidates.add(scores, held.start + first)
+                candidates.add(scores, start + first)
             if self._crowded():
                 self.settle()
-                held = self._hold(file, chunk)
+                start = self._held.hold(file, chunk)
 
-    def _blocks(self, file: _File, chunk: Chunk) -> Iterator[tuple[int, int]]:
+    def _bounded(self, file: ScannedFile, first: int, rows: StoredRows) -> Bounded:
+        """The approximate scores of a block, the first row of which is row `first` of the file."""
+        if file.weights is not None:
+            weighted = file.weights.bounds(first, rows.numbers(shares=self._shares), rows.factors())
+            return self._product(rows.form).weighted(weighted)
+        norm = rows.norms().max().item() * 1.001 if file.max_norm is None else file.max_norm
+        if self._is_direct(rows.form):
+            direct = self._direct.get(rows.form.name)
+            if direct is None:
+                direct = self._direct[rows.form.name] = DirectProduct(self._vectors, rows.form)
+            return direct(rows, norm)
+        return self._product(rows.form)(rows, norm)
+
+    def _product(self, form: StoredForm) -> QueryProduct:
+        product = self._products.get(form.tile_type)
+        if product is None:
+            product = QueryProduct(self._vectors, form.tile_type, self._device, self._scale)
+            self._products[form.tile_type] = product
+        return product
+
+    def _is_direct(self, form: StoredForm) -> bool:
+        """Whether rows are multiplied as they lie, where they have no weights."""
+        return self._device.type == "cpu" and len(self._vectors) <= form.direct_queries
+
+    def _blocks(self, file: ScannedFile, chunk: Chunk) -> Iterator[tuple[int, int]]:
         """First row and end of each block of the chunk; they step over the rows that were taken down."""
-        spans = [(0, len(chunk.vectors))]
+        spans = [(0, len(chunk))]
         if file.removed is not None:
-            kept = ~file.removed[chunk.row : chunk.row + len(chunk.vectors)]
+            kept = ~file.removed[chunk.row : chunk.row + len(chunk)]
             edges = np.flatnonzero(np.diff(kept.astype(np.int8), prepend=0, append=0))
             spans = list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+        size = self._block_rows(file, chunk.stored.form)
         for start, end in spans:
-            for first in range(start, end, self._block_rows):
-                yield first, min(first + self._block_rows, end)
+            for first in range(start, end, size):
+                yield first, min(first + size, end)
+
+    def _block_rows(self, file: ScannedFile, form: StoredForm) -> int:
+        """Rows of a block: so many that the scores, and what is made of the rows on the way, stay small."""
+        rows, dimension = int(np.clip(_BLOCK_SCORES // len(self._vectors), *_BLOCK_ROWS)), self._vectors.shape[1]
+        if self._change is not None:
+            return min(rows, _CHANGED_ROWS)
+        if not form.is_packed:
+            return rows
+        if file.weights is not None:
+            return min(rows, max(1, _UNPACKED_BYTES // (2 * dimension)))
+        return rows if self._is_direct(form) else min(rows, tile_rows(dimension))
 
     def _crowded(self) -> bool:
         limit = self._settings.max_pairs
@@ -267,78 +277,9 @@ class _Scan:
                 candidates.tighten()
         return any(len(candidates) > limit for candidates in self._candidates)
 
-    def _hold(self, file: _File, chunk: Chunk) -> _Held:
-        last = self._held[-1] if self._held else None
-        held = _Held(last.start + len(last.chunk.vectors) if last else 0, chunk, file)
-        self._held.append(held)
-        return held
 
-    def _places(self, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
-        """Which of the chunks in hand each pair's row is in, and where in it."""
-        starts = np.array([held.start for held in self._held])
-        place = np.searchsorted(starts, pairs.row, side="right") - 1
-        return place, pairs.row - starts[place]
-
-    def _row_pairs(self, pairs: Pairs) -> Iterator[tuple[np.ndarray, RowPairs]]:
-        """The pairs by storage type: which ones, and where their rows are."""
-        if not len(pairs):
-            return
-        place, in_chunk = self._places(pairs)
-        matrices = [held.chunk.vectors for held in self._held]
-        for dtype in sorted({matrix.dtype for matrix in matrices}, key=str):
-            chosen = np.flatnonzero(np.array([matrix.dtype == dtype for matrix in matrices])[place])
-            same = [matrix if matrix.dtype == dtype else matrix.new_empty(0, 0, dtype=dtype) for matrix in matrices]
-            yield chosen, RowPairs(pairs.query[chosen], place[chosen], in_chunk[chosen], same)
-
-    def _scored(self, pairs: Pairs, largest: bool) -> TopK:
-        """The winners among `pairs` by their float64 scores."""
-        num_queries, k = len(self._vectors), self._settings.top_k
-        if not len(pairs):
-            return TopK.empty(num_queries, k, largest)
-        place, in_chunk = self._places(pairs)
-        file_row = in_chunk + np.array([held.chunk.row for held in self._held])[place]
-        files = {held.file.uri: held.file for held in self._held}
-        uris = sorted(files)
-        number = {uri: i for i, uri in enumerate(uris)}
-        file_of = np.array([number[held.file.uri] for held in self._held])[place]
-        ids: list[pa.StringArray] = []
-        order: list[np.ndarray] = []
-        for i, uri in enumerate(uris):
-            chosen = np.flatnonzero(file_of == i)
-            order.append(chosen)
-            ids.append(files[uri].ids.take(pa.array(file_row[chosen])))
-        step = max(1, _EXACT_PRODUCTS // len(self._parts))
-        scores = np.concatenate(
-            [
-                self._exact(pairs.where(np.arange(first, min(first + step, len(pairs)))))
-                for first in range(0, len(pairs), step)
-            ]
-        )
-        example_ids = pa.concat_arrays(ids).take(pa.array(np.argsort(np.concatenate(order))))
-        return TopK.select(num_queries, k, largest, pairs.query, scores, example_ids, uris, file_of, file_row)
-
-    def _exact(self, pairs: Pairs) -> np.ndarray:
-        """The float64 scores of `pairs`, [P]."""
-        products = np.empty((len(pairs), len(self._parts)))
-        for of_type, row_pairs in self._row_pairs(pairs):
-            products[of_type] = exact_products(self._vectors, self._parts, row_pairs)
-        place, in_chunk = self._places(pairs)
-        file_row = in_chunk + np.array([held.chunk.row for held in self._held])[place]
-        for file in {held.file.uri: held.file for held in self._held}.values():
-            chosen = np.flatnonzero(np.array([held.file.uri == file.uri for held in self._held])[place])
-            if file.weights is None or not len(chosen):
-                continue
-            rows, first, inverse = np.unique(file_row[chosen], return_index=True, return_inverse=True)
-            vectors = [self._held[place[pair]].chunk.vectors[in_chunk[pair]] for pair in chosen[first]]
-            products[chosen] *= file.weights.exact(rows, vectors)[inverse]
-        scores = products[:, 0]
-        for part in range(1, products.shape[1]):
-            scores = scores + products[:, part]
-        return scores if self._scale is None else scores * self._scale[pairs.query]
-
-
-def _not_finite(uri: str, first: int, rows: torch.Tensor) -> TrackStarError:
-    finite = torch.isfinite(rows.float()).all(dim=1)
+def _not_finite(uri: str, first: int, rows: StoredRows) -> TrackStarError:
+    finite = torch.isfinite(rows.values(torch.float32)).all(dim=1)
     if finite.all():
         return TrackStarError(f"{uri}, rows {first} to {first + len(rows) - 1}: scores too large for float32")
     row = first + int((~finite).nonzero()[0])

@@ -57,6 +57,13 @@ class Factored:
         """(m, n)."""
         return self.rows.shape[0], self.columns.shape[0]
 
+    def scales(self) -> tuple[Tensor, Tensor]:
+        """The factors of each row [m] and each column [n] that divide by √V: 1/√V = (√mean(r)/√r)(1/√c)ᵀ.
+
+        Zero where a moment is zero: such a row or column never had a gradient.
+        """
+        return self.rows.mean().sqrt() * _safe_inverse_root(self.rows), _safe_inverse_root(self.columns)
+
 
 Moment: TypeAlias = Exact | Factored
 
@@ -84,6 +91,11 @@ class SecondMoments:
     def factored(self) -> "SecondMoments":
         """The same with every exact V reduced to its row and column means: dividing then commutes with projecting."""
         return dataclasses.replace(self, by_weight={name: _factored(moment) for name, moment in self.by_weight.items()})
+
+    @property
+    def exact_weights(self) -> frozenset[str]:
+        """Names of the weights whose V is kept element by element."""
+        return frozenset(name for name, moment in self.by_weight.items() if isinstance(moment, Exact))
 
     def select(self, weights: "Sequence[WeightInfo]") -> "SecondMoments":
         """Only these weights, each of the shape it has to be.
@@ -265,6 +277,11 @@ def _turned(moment: Moment, weight: "WeightInfo") -> Moment:
     if isinstance(moment, Exact):
         return Exact(_copy(moment.values.T))
     return Factored(moment.columns, moment.rows)
+
+
+def _safe_inverse_root(values: Tensor) -> Tensor:
+    """1/√v; zero where v is zero."""
+    return torch.where(values > 0, values.clamp_min(torch.finfo(torch.float32).tiny).rsqrt(), torch.zeros_like(values))
 
 
 def _copy(tensor: Tensor) -> Tensor:

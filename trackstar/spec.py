@@ -11,13 +11,20 @@ from typing import Any
 
 from trackstar.errors import TrackStarError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 LAYOUTS = ("blocks", "weights")
 MOMENTS = ("none", "factored", "exact")
 NORMALISATIONS = ("vector", "block")
-STORAGES = ("bfloat16", "float32")
+PROJECTIONS = ("gaussian", "whitened")
+STORAGES = ("bfloat16", "float32", "int8", "sign")
 LONG_DOCUMENTS = ("truncate", "split")
+_BITS = {"bfloat16": 16, "float32": 32, "int8": 8, "sign": 1}
+
+
+def bytes_of_row(storage: str, dimension: int) -> int:
+    """Bytes of one encoding of `dimension` numbers in the column `encoding`."""
+    return -(-dimension * _BITS[storage] // 8)
 
 
 def _field(help: str, choices: tuple[str, ...] | None = None, **kwargs: Any) -> Any:
@@ -51,8 +58,16 @@ class Spec:
     block_rows: int = _field("d0: rows of one block, what the output side of a weight is projected to")
     block_columns: int = _field("d1: columns of one block, what the input side of a weight is projected to")
     num_blocks: int = _field("number of blocks, as the model's layers gave it")
-    projection: str = _field("kind of random projection", ("gaussian",))
+    projection: str = _field(
+        "random projection of each weight's gradient: gaussian, or whitened (Gaussian behind the inverse roots of the "
+        "covariances of the weight's activations and output gradients, fitted on the sample)",
+        PROJECTIONS,
+    )
     projection_seed: int = _field("seed of the random projections")
+    projection_fingerprint: str = _field("hash of the whitened projections; empty for gaussian")
+    whitening_damping: float = _field(
+        "damping of the covariances' inverse roots, in units of the mean eigenvalue; whitened only"
+    )
     moments: str = _field("optimizer-state correction: none, factored (row and column), exact (elementwise)", MOMENTS)
     moments_source: str = _field("where the second moments come from: none, adamw, adafactor, safetensors, estimated")
     moments_fingerprint: str = _field("hash of the second moments; empty without")
@@ -61,7 +76,10 @@ class Spec:
     damping: float = _field("damping of R's inverse root, in units of a block's mean eigenvalue")
     normalisation: str = _field("unit norm over the whole vector, or block by block first", NORMALISATIONS)
     # Storage.
-    storage: str = _field("type of the stored encodings", STORAGES)
+    storage: str = _field(
+        "form of the stored encodings: bfloat16, float32, int8 (a byte a number and a scale a row), sign (a bit a number)",
+        STORAGES,
+    )
     stores_text: bool = _field("whether the index holds the examples' text")
     format_version: int = _field("version of the format on disk", default=FORMAT_VERSION)
 
@@ -94,8 +112,18 @@ class Spec:
 
     @property
     def bytes_per_encoding(self) -> int:
-        """Bytes of one stored encoding."""
-        return self.dimension * {"bfloat16": 2, "float32": 4}[self.storage]
+        """Bytes of one stored encoding, without the four of its scale (int8)."""
+        return bytes_of_row(self.storage, self.dimension)
+
+    @property
+    def has_scales(self) -> bool:
+        """Whether each stored encoding has a scale in a column of its own."""
+        return self.storage == "int8"
+
+    def describe_storage(self) -> str:
+        """How an encoding is stored, in words: "sign, 2,023 bytes a row"."""
+        scale = " and a scale of 4" if self.has_scales else ""
+        return f"{self.storage}, {self.bytes_per_encoding:,} bytes a row{scale}"
 
     @property
     def hash(self) -> str:

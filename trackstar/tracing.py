@@ -301,6 +301,7 @@ class Tracer:
             device,
             num_threads,
             allow_low_coverage,
+            storage.join(index.uri, "projections.safetensors") if spec.projection == "whitened" else None,
         )
         encoder = source.of_model(model if isinstance(model, LoadedModel) else source.load_model())
         if plain:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from trackstar import checksums, manifest, removal, removed_items, second_moments, storage
+from trackstar import checksums, manifest, removal, removed_items, second_moments, storage, whitening
 from trackstar.checksums import Checksum
 from trackstar.errors import TrackStarError
 from trackstar.index import LOG_PATH, DataFile, Index
@@ -105,8 +105,8 @@ def check_item(index: Index, check: Check, tell: Callable[[int], None] = lambda 
 
 
 def check_settings(index: Index) -> list[Finding]:
-    """Compares what is not an item's and cannot be made again: spec, second moments, preconditioner, `fit.json`, take-downs."""
-    names = ["spec.json", "fit.json", "second_moments.safetensors"]
+    """Compares what is not an item's and cannot be made again: what `fit` wrote, and the take-downs."""
+    names = ["spec.json", "fit.json", "second_moments.safetensors", "projections.safetensors"]
     present = [name for name in names if storage.exists(storage.join(index.uri, name))]
     known = {path for path in checksums.recorded_paths(index.uri, "") if "/" not in path}
     start = len(index.uri) + 1
@@ -276,6 +276,14 @@ def _content(index: Index) -> list[Finding]:
             return [Finding(path, "missing", str(error))]
         if fingerprint != spec.moments_fingerprint:
             findings.append(Finding(path, "changed", "not the second moments that spec.json names"))
+    if spec.projection == "whitened":
+        path = "projections.safetensors"
+        try:
+            fingerprint = whitening.read(storage.join(index.uri, path)).fingerprint
+        except TrackStarError as error:
+            return [*findings, Finding(path, "missing", str(error))]
+        if fingerprint != spec.projection_fingerprint:
+            findings.append(Finding(path, "changed", "not the projections that spec.json names"))
     if spec.preconditioner != "none":
         try:
             fingerprint = Preconditioner.load(storage.join(index.uri, "preconditioner")).fingerprint

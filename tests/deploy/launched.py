@@ -12,14 +12,15 @@ from pipelines import cli, driver, options, runner
 from pipelines.baseline import RankCorpus
 from pipelines.build_index import EncodeItems
 from pipelines.driver import Launch
-from pipelines.fit import SumOverSample
 from pipelines.progress import Reporter
 from pipelines.rewriting import RewriteItems
+from pipelines.sample_sums import SumOverSample, WhitenOverSample
 from pipelines.scanning import Scan, ScanIndex
 from pipelines.score import EncodeQueries, ScoreIndex
 from pipelines.tail_patch import RunTasks
 from pipelines.verify import VerifyFiles
 from tests import gcs as store
+from trackstar.covariances import Part
 from trackstar.encoder import EncoderSource
 from trackstar.evaluation.corpus_scan import RandomMethod
 from trackstar.evaluation.tail_patch import TailPatchSettings, TailPatchSource
@@ -96,6 +97,7 @@ def transforms(bucket: str) -> dict[str, list[beam.PTransform]]:
     """What each command's jobs consist of."""
     source = EncoderSource("{}", f"{bucket}/model", None, None, "auto", 1, False)
     item = {"shard": f"{bucket}/a.jsonl"}  # No graph looks into it.
+    part = Part("weight", "left", 4, ("weight",))
     query = Query("q", "The capital of France is", "Paris")
     reporter, index = Reporter(), f"{bucket}/index"
     scan = Scan(f"{index}/queries.safetensors", None, ScanSettings(10, True, True, "auto"), 8)
@@ -115,7 +117,10 @@ def transforms(bucket: str) -> dict[str, list[beam.PTransform]]:
     )
     encode = EncodeItems([item], source, index, reporter)
     return {
-        "fit": [SumOverSample([item, item, item], source, "gram", f"{index}/fit", f"{index}/fit/gram.total")],
+        "fit": [
+            SumOverSample([item, item, item], source, "gram", f"{index}/fit", f"{index}/fit/gram.total"),
+            WhitenOverSample([item, item, item], source, [part], f"{index}/fit/sums", "{}", None, f"{index}/fit/made"),
+        ],
         "build-index": [encode],
         "reindex": [encode, RewriteItems([(item, "key")], "{}", index, reporter)],
         "score": [EncodeQueries([(f"{index}/part", [query])], source), score],

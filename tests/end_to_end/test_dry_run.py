@@ -138,6 +138,29 @@ def test_amounts_are_those_of_the_corpus(world: World, own: Path, capsys) -> Non
     assert (patch["pairs"], patch["steps"]) == (len(read_queries(str(own / "queries.jsonl"))) * 3, len(ids))
 
 
+@pytest.mark.usefixtures("nothing_runs")
+@pytest.mark.parametrize("machine", [[], ["--machine", "n4-standard-80"]])
+def test_whitened_projections_are_counted(world: World, own: Path, capsys, machine: list[str]) -> None:
+    words = [*commands(world, own)["fit"], *machine]
+    plain = dry_run("fit", words, capsys)
+    estimate = dry_run("fit", [*words, "--projection", "whitened", "--moments", "none"], capsys)
+    assert estimate["not_counted"] == []
+    assert [stage["name"] for stage in estimate["stages"]] == [
+        "start-up",
+        "covariances",
+        "whitening",
+        "sums of R",
+        "roots of R",
+    ]
+    assert not {"covariances", "whitening"} & {stage["name"] for stage in plain["stages"]}
+    covariances, roots = estimate["stages"][1:3]
+    # Query, key and value share their inputs, as do gate and up; without weights that cannot be known.
+    sums = 3 * 4 * ((9 if machine else 6) * 32**2 + 2 * 16**2 + 3 * 56**2)
+    amounts = {part["name"]: part["amount"] for part in covariances["parts"]}
+    assert amounts["sums as files"] == 2 * sums * (2 * 4 - 1)
+    assert roots["items"] == (42 if machine else 33)
+
+
 def test_a_calibration_is_kept_for_another_day(world: World, own: Path, tmp_path: Path, capsys) -> None:
     words = commands(world, own)["build-index"]
     kept = tmp_path / "calibration.json"

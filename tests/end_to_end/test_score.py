@@ -12,6 +12,7 @@ import torch
 
 from pipelines import cli
 from tests.end_to_end.world import World
+from tests.naive_forms import decoded
 from trackstar.corpus import Record
 from trackstar.encoder import Encoder, precondition_and_normalise
 from trackstar.index import Index
@@ -59,9 +60,10 @@ def stored(index: Path) -> tuple[list[str], list[str], np.ndarray, np.ndarray]:
         ids += table["example_id"].to_pylist()
         texts += table["text"].to_pylist()
         norms += table["grad_norm"].to_pylist()
-        for value in table["encoding"].to_pylist():
-            bits = np.frombuffer(value, np.uint16).astype(np.uint32) << 16  # bfloat16 is the upper half of float32
-            vectors.append(bits.view(np.float32).astype(np.float64))
+        values = table["encoding"].to_pylist()
+        scales = table["scale"].to_pylist() if "scale" in table.column_names else [1.0] * len(values)
+        for value, scale in zip(values, scales, strict=True):
+            vectors.append(decoded(value, opened.spec.storage, opened.spec.dimension, scale))
     return ids, texts, np.array(vectors), np.array(norms, np.float64)
 
 
@@ -110,22 +112,27 @@ def test_without_unit_norm_equals_brute_force(doubled: tuple[World, Path], tmp_p
         np.testing.assert_allclose(result.proponents.scores, column[order], rtol=1e-6)
 
 
-def test_the_default_recipe_equals_brute_force(world: World, tmp_path: Path, capfd) -> None:
-    """A block a weight, each to unit norm: under R_train, and under the mixed R."""
+@pytest.mark.parametrize("storage", ["bfloat16", "int8", "sign"])
+def test_the_default_recipe_equals_brute_force(world: World, tmp_path: Path, capfd, storage: str) -> None:
+    """A block a weight, each to unit norm: under R_train, and under the mixed R; d = 756 is no multiple of 8."""
     own = World(tmp_path)
     (tmp_path / "model").symlink_to(world.model)
     (tmp_path / "corpus").mkdir()
     shutil.copy(world.corpus / "a.jsonl", tmp_path / "corpus")
     (tmp_path / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in QUERIES))
     index = tmp_path / "index"
-    assert own.fit(index, "--recipe", "default") == 0
+    assert own.fit(index, "--recipe", "default", "--storage", storage) == 0
     assert "one block of 6×6 a weight (21), each to unit norm first" in capfd.readouterr().err
     assert own.build(index) == 0
+    capfd.readouterr()
+    assert cli.main(["inspect", str(index)]) == 0
+    shown = {"bfloat16": "1,512 bytes a row", "int8": "756 bytes a row and a scale of 4", "sign": "95 bytes a row"}
+    assert f"unit norm first; stored as {storage}, {shown[storage]}\n" in capfd.readouterr().out
     ids, _, vectors, _ = stored(index)
     _, gradients = project(own, index)
     train = Preconditioner.load(str(index / "preconditioner"))
     blocks = vectors.reshape(len(ids), 21, -1)
-    np.testing.assert_allclose(np.linalg.norm(blocks, axis=2), 21**-0.5, rtol=5e-3)
+    np.testing.assert_allclose(np.linalg.norm(blocks, axis=2), 21**-0.5, rtol=2e-2 if storage == "int8" else 5e-3)
     assert score(own, index, tmp_path / "plain.jsonl", "--task_hessian", "none") == 0
     queries, _ = precondition_and_normalise(gradients, train.inverse_root, "block")
     check(tmp_path / "plain.jsonl", ids, vectors @ queries.double().numpy().T)

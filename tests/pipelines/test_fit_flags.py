@@ -89,3 +89,16 @@ def test_sizes_that_make_no_sense_are_told(loaded: LoadedModel, caplog: pytest.L
             spec(loaded, f"--block_rows={bad}")
     with pytest.raises(options.UsageError, match="invalid choice: 'best'"):
         spec(loaded, "--recipe=best")
+
+
+def test_whitened_projections(loaded: LoadedModel, caplog: pytest.LogCaptureFixture) -> None:
+    plain = spec(loaded)
+    assert (plain.projection, plain.projection_fingerprint, plain.whitening_damping) == ("gaussian", "", 0.0)
+    assert spec(loaded, "--whitening_damping=0.3").hash == plain.hash  # nothing depends on it
+    assert "whitened" not in caplog.text
+    made = spec(loaded, "--projection=whitened", "--whitening_damping=0.3")
+    assert (made.projection, made.projection_fingerprint, made.whitening_damping) == ("whitened", "pending", 0.3)
+    assert "projections: whitened by the sample, damping 0.3 of the mean eigenvalue" in caplog.text
+    assert spec(loaded, "--recipe=paper", "--projection=whitened").projection == "whitened"
+    with pytest.raises(TrackStarError, match=r"--whitening_damping -1\.0: .* above zero"):
+        spec(loaded, "--projection=whitened", "--whitening_damping=-1")

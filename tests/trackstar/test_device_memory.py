@@ -15,7 +15,7 @@ from torch import nn
 
 from tests.encoders import make_encoder
 from tests.tiny_models import VOCABULARY, tiny_model
-from trackstar import fitting
+from trackstar import sample_sums
 from trackstar.batching import Example
 from trackstar.corpus import expand, plan
 from trackstar.device_memory import BatchLimit, is_out_of_memory
@@ -157,7 +157,7 @@ def test_sums_of_squares_count_nothing_twice(tokens: int, tmp_path: Path) -> Non
 
     def sums(name: str) -> SquareSumSink:
         items = plan(expand([str(tmp_path / name)]), 1 << 20)
-        return fitting.sum_squares(encoder, SampleTask(tuple(items), (len(lines),), 0))
+        return sample_sums.sum_squares(encoder, SampleTask(tuple(items), (len(lines),), 0))
 
     expected = sums("small.jsonl")
     full.tokens = tokens
@@ -174,7 +174,7 @@ def test_the_preconditioners_sums_leave_out_what_does_not_fit(tmp_path: Path) ->
     (tmp_path / "all.jsonl").write_text("".join(lines))
     task = SampleTask(tuple(plan(expand([str(tmp_path / "all.jsonl")]), 1 << 20)), (len(lines),), 0)
     full.tokens = 18
-    total = fitting.sum_gram(encoder, task)
+    total = sample_sums.sum_gram(encoder, task)
     assert total.count == sum(length <= 18 for length in LENGTHS)
     assert all(torch.isfinite(block).all() for block in total.mean())
 

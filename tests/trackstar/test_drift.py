@@ -21,9 +21,8 @@ def make(folder: Path, **fields: object) -> tuple[Index, Preconditioner]:
     scales = torch.logspace(0, -1, D)
     rows = torch.randn(4000, 2, D, generator=generator) * scales
     preconditioner = Preconditioner.of([(rows[:, b].T @ rows[:, b]).double() / 4000 for b in range(2)], 0.1, 4000)
-    spec = make_spec(
-        block_rows=3, block_columns=4, preconditioner=preconditioner.fingerprint, storage="float32", **fields
-    )
+    shape = {"block_rows": 3, "block_columns": 4, "storage": "float32"}
+    spec = make_spec(**{**shape, "preconditioner": preconditioner.fingerprint, **fields})
     index = Index.create(str(folder), spec)
     preconditioner.save(str(folder / "preconditioner"))
     return index, preconditioner
@@ -115,6 +114,18 @@ def test_directions_where_blocks_are_normalised(tmp_path: Path) -> None:
     assert found.fresh_blocks[0] < 1.5 * max(found.old_blocks)
 
 
+@pytest.mark.parametrize("storage", ["bfloat16", "int8"])
+def test_what_is_stored_in_fewer_bits_drifts_alike(tmp_path: Path, storage: str) -> None:
+    found = []
+    for name in ("float32", storage):
+        index, preconditioner = make(tmp_path / name, storage=name)
+        for number, rows in enumerate([gradients(900, 1), gradients(300, 2, torch.linspace(0.1, 2, D))]):
+            add(index, preconditioner, number, rows)
+        found.append(measure(index, {1}, 300))
+    np.testing.assert_allclose(found[1].fresh_blocks, found[0].fresh_blocks, rtol=0.05)
+    np.testing.assert_allclose(found[1].old, found[0].old, atol=0.05)
+
+
 def test_where_there_is_nothing_to_compare(tmp_path: Path) -> None:
     index, preconditioner = make(tmp_path / "a")
     add(index, preconditioner, 0, gradients(20, 1))
@@ -125,3 +136,6 @@ def test_where_there_is_nothing_to_compare(tmp_path: Path) -> None:
     assert "too few" in str(drift.measure(index, files, [], 256))
     plain = Index.create(str(tmp_path / "c"), make_spec())
     assert "no preconditioner" in str(drift.measure(plain, files, files, 256))
+    signs, preconditioner = make(tmp_path / "d", storage="sign")
+    add(signs, preconditioner, 0, gradients(400, 1))
+    assert "holds sign bits" in str(drift.measure(signs, files, files, 256))

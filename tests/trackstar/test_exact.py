@@ -1,5 +1,6 @@
 """Scores in float64: right, and the same to the last bit however they are computed."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -102,9 +103,35 @@ def test_rows_are_read_from_the_files_own_pages(tmp_path: Path) -> None:
     _, [item] = make_index(tmp_path, [[make_encodings(vectors)]])
     [chunk] = EncodingReader(item.uri, 32).chunks()
     assert not chunk.owned
-    pairs = all_pairs(3, [chunk.vectors])
+    pairs = all_pairs(3, [chunk.stored.matrix])
     expected = exact_products(queries, [slice(0, 32)], all_pairs(3, [vectors.bfloat16()]))
     assert exact_products(queries, [slice(0, 32)], pairs).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
+@pytest.mark.parametrize("dimension", [1, 7, 8, 17, 32, 289 * 3, 16184])
+def test_bytes_and_bits_are_read_where_they_lie(dtype: torch.dtype, dimension: int) -> None:
+    """Parts begin anywhere, within bytes of bits too; so does a row in memory."""
+    generator = torch.Generator().manual_seed(dimension)
+    queries = wild(5, dimension, 2)
+    if dtype == torch.int8:
+        rows = torch.randint(-128, 128, (11, dimension), generator=generator).to(torch.int8)
+        numbers = rows.double().numpy()
+    else:
+        rows = torch.randint(0, 256, (11, -(-dimension // 8)), generator=generator).to(torch.uint8)
+        numbers = 2.0 * np.unpackbits(rows.numpy(), axis=1, bitorder="little")[:, :dimension] - 1
+    data = bytearray(rows.nbytes + 3)
+    data[3:] = rows.numpy().tobytes()
+    shifted = torch.frombuffer(data, dtype=dtype, offset=3).view(rows.shape)
+    cuts = [0, dimension // 3, dimension // 2, dimension]
+    parts = [slice(start, end) for start, end in itertools.pairwise(cuts)]
+    pairs = all_pairs(5, [rows[:0], shifted])
+    products = exact_products(queries, parts, pairs)
+    for pair in range(len(pairs)):
+        row, query = numbers[int(pairs.row[pair])], queries[int(pairs.query[pair])].numpy()
+        assert products[pair].tolist() == [fixed_order.dot(row[part], query[part]) for part in parts]
+    with pytest.raises(ValueError, match="numbers, queries"):
+        exact_products(queries.repeat(1, 9), parts, pairs)
 
 
 @pytest.mark.parametrize("dtype", TYPES)

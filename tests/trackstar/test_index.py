@@ -14,6 +14,7 @@ import torch
 from deltalake import DeltaTable
 
 from tests.indexes import make_encodings, make_index, make_spec, unit_vectors, write_file
+from tests.naive_forms import STORAGES, row_bytes
 from trackstar import item_file
 from trackstar.corpus import Reject
 from trackstar.delta_log import DeltaLog
@@ -38,19 +39,21 @@ def _pages(item: ItemFile, width: int) -> tuple[bytes, list[int]]:
     return b"".join(data[p.offset : p.offset + p.num_rows * width] for p in pages), [p.offset for p in pages]
 
 
-@pytest.mark.parametrize("storage", ["bfloat16", "float32"])
+@pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("num_rows", [0, 1, 7, 100])
-def test_the_pages_are_the_matrix(tmp_path: Path, storage: str, num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = make_spec(storage=storage)
+@pytest.mark.parametrize("block_columns", [4, 5])
+def test_the_pages_are_the_matrix(
+    tmp_path: Path, storage: str, num_rows: int, block_columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec(storage=storage, block_rows=5, block_columns=block_columns)  # d = 40 or 50
     monkeypatch.setattr(item_file, "ROW_GROUP_BYTES", 13 * spec.bytes_per_encoding)
     vectors = unit_vectors(num_rows, spec.dimension)
     index = Index.create(str(tmp_path), spec)
     item = write_file(index, 0, [make_encodings(vectors)] if num_rows else [])
     assert item.num_rows == num_rows
     assert item.num_bytes == Path(item.uri).stat().st_size
-    stored = vectors.to(item_file.STORAGE_TYPES[storage])
     raw, offsets = _pages(item, spec.bytes_per_encoding)
-    assert raw == _raw(stored)
+    assert raw == b"".join(row_bytes(vectors, storage) if num_rows else [])
     assert len(offsets) == -(-num_rows // 13)
     assert all(offset % 64 == 0 for offset in offsets)
     table = pq.read_table(item.uri)
@@ -59,6 +62,7 @@ def test_the_pages_are_the_matrix(tmp_path: Path, storage: str, num_rows: int, m
     assert table["text"].to_pylist() == [f"text {i}" for i in range(num_rows)]
     assert table["position"].to_pylist() == list(range(num_rows))
     assert set(table["shard"].to_pylist()) <= {"shard"}
+    assert ("scale" in table.column_names) == (storage == "int8")
 
 
 def test_a_large_page_is_aligned_too(tmp_path: Path) -> None:
@@ -70,16 +74,21 @@ def test_a_large_page_is_aligned_too(tmp_path: Path) -> None:
     assert [offset % 64 for offset in _pages(item, spec.bytes_per_encoding)[1]] == [0, 0]
 
 
-def test_bytes_do_not_depend_on_how_rows_come_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(item_file, "ROW_GROUP_BYTES", 10 * make_spec().bytes_per_encoding)
+@pytest.mark.parametrize("storage", STORAGES)
+def test_bytes_do_not_depend_on_how_rows_come_in_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: str
+) -> None:
+    spec = make_spec(storage=storage)
+    monkeypatch.setattr(item_file, "ROW_GROUP_BYTES", 10 * spec.bytes_per_encoding)
     whole = make_encodings(unit_vectors(25, 32))
     files = []
     for name, cuts in {"one": [0, 25], "many": [0, 1, 2, 11, 11, 24, 25]}.items():
-        index = Index.create(str(tmp_path / name), make_spec())
+        index = Index.create(str(tmp_path / name), spec)
         item = write_file(index, 0, [whole.rows(a, b) for a, b in itertools.pairwise(cuts)])
         files.append((Path(item.uri).read_bytes(), item.metadata))
     assert files[0][0] == files[1][0]
-    assert files[0][1] == {"records": "25", "shard": "shard", "max_norm": "1.01"}
+    norm = {} if storage == "sign" else {"max_norm": "1.01"}
+    assert files[0][1] == {"records": "25", "shard": "shard", "storage": storage, "dimension": "32", **norm}
 
 
 def test_has_item_tells_what_was_written(tmp_path: Path) -> None:

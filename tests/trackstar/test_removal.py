@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.indexes import make_encodings, make_index, make_spec, unit_vectors, write_file
+from tests.naive_forms import STORAGES
 from tests.trackstar.test_scoring import brute_force, cut, listed, uris
-from trackstar import item_file, removal, scoring
+from trackstar import item_file, removal, rewriting, scoring
 from trackstar.corpus import Reject, WorkItem
 from trackstar.encodings import Encodings
 from trackstar.errors import TrackStarError
@@ -41,7 +42,7 @@ def remaining(files: list[Encodings], ids: set[str]) -> list[Encodings]:
     return [file.where(np.array([name not in ids for name in file.example_ids], bool)) for file in files]
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_scan_equals_brute_force_over_what_remains(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
@@ -53,7 +54,7 @@ def test_a_scan_equals_brute_force_over_what_remains(
     removed = data.draw(st.sets(st.integers(0, num_rows + 3)), label="removed")
     unit_norm = data.draw(st.booleans(), label="unit norm")
     changed = data.draw(st.booleans(), label="changed")
-    storage = data.draw(st.sampled_from(["bfloat16", "float32"]), label="storage")
+    storage = data.draw(st.sampled_from(STORAGES), label="storage")
     monkeypatch.setattr(item_file, "ROW_GROUP_BYTES", data.draw(st.sampled_from([400, 3000, 10**6]), label="row group"))
     monkeypatch.setattr(scoring, "_BLOCK_ROWS", (1, data.draw(st.sampled_from([3, 40, 4096]), label="block")))
     vectors = unit_vectors(num_rows, 32, data.draw(st.integers(0, 10**6), label="seed"))
@@ -162,13 +163,14 @@ def test_a_damaged_take_down_is_never_passed_over(tmp_path: Path, keep: float) -
 
 
 @pytest.mark.parametrize("long_documents", ["truncate", "split"])
-@pytest.mark.parametrize("storage", ["bfloat16", "float32"])
+@pytest.mark.parametrize("storage", STORAGES)
 def test_a_rewritten_file_is_that_of_the_rows_that_remain(
     gcs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: str, long_documents: str
 ) -> None:
     """In a local index and in a store; in one step or in two."""
     spec = make_spec(storage=storage, long_documents=long_documents)
     monkeypatch.setattr(item_file, "ROW_GROUP_BYTES", 7 * spec.bytes_per_encoding)
+    monkeypatch.setattr(rewriting, "_PIECE", 3 * spec.dimension)
     names = [f"e{i // 2}#{i % 2}" if long_documents == "split" else f"e{i}" for i in range(20)]
     rows = make_encodings(unit_vectors(20, 32), names)
     if long_documents == "split":  # passages of a document begin where it begins

@@ -70,3 +70,13 @@ def test_sums_that_do_not_fit_are_refused_before_they_are_made(spec: Spec) -> No
         check_memory(large, 1)
     check_memory(dataclasses.replace(large, preconditioner="none"), 1)
     check_memory(dataclasses.replace(spec, preconditioner=PENDING), 1)
+
+
+def test_bytes_of_every_form(spec: Spec) -> None:
+    odd = dataclasses.replace(spec, block_rows=1, block_columns=9, num_blocks=3)  # d = 27
+    expected = {"bfloat16": 54, "float32": 108, "int8": 27, "sign": 4}
+    for storage, size in expected.items():
+        assert dataclasses.replace(odd, storage=storage).bytes_per_encoding == size
+    assert dataclasses.replace(odd, storage="int8").describe_storage() == "int8, 27 bytes a row and a scale of 4"
+    with pytest.raises(TrackStarError, match="storage is 'bit'; it must be one of bfloat16, float32, int8, sign"):
+        dataclasses.replace(odd, storage="bit")

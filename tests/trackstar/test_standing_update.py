@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from tests.indexes import make_encodings, make_spec, unit_vectors, write_file
+from tests.naive_forms import STORAGES
 from trackstar.errors import TrackStarError
 from trackstar.index import DataFile, Index, Snapshot
 from trackstar.item_footer import ItemFile
@@ -96,7 +97,8 @@ def test_any_sequence_of_changes_equals_a_full_scan(
         ScanSettings(top_k + spare, opponents=opponents, unit_norm=unit_norm),
         change,
     )
-    index = Index.create(str(tmp_path_factory.mktemp("index")), make_spec())
+    storage = data.draw(st.sampled_from(STORAGES), label="storage")
+    index = Index.create(str(tmp_path_factory.mktemp("index")), make_spec(storage=storage))
     pool: list[ItemFile] = []
     for number in range(8):
         count = data.draw(st.integers(0, 5), label="rows")

@@ -3,6 +3,7 @@
 What is written goes into a temporary folder that is gone afterwards; index, corpus and queries are only read.
 """
 
+import dataclasses
 import glob
 import itertools
 import json
@@ -116,12 +117,13 @@ def scan_rates(
 ) -> Rates:
     """Adds what a scan does: products, float64 scores, norms under another preconditioner, merging and fetching.
 
-    Scanned are copies of the index's first rows, 128 MB at most, with 1,024 queries at most.
+    Scanned are copies of the index's first rows, 128 MB at most (of int8 and sign bits as many as of bfloat16), with 1,024
+    queries at most.
     """
-    shape_bytes = spec.bytes_per_encoding
+    row_bytes = max(spec.bytes_per_encoding, 2 * spec.dimension)
     with tempfile.TemporaryDirectory(prefix="trackstar-dry-run-") as folder:
         path = str(Path(folder) / "rows.parquet")
-        rows = _first_rows(files, spec, max(settings.top_k, SCAN_BYTES // shape_bytes))
+        rows = _first_rows(files, spec, max(settings.top_k, SCAN_BYTES // row_bytes))
         if rows is None:
             return rates
         write_parquet(path, spec, "shard", iter([rows]), dict)
@@ -130,7 +132,7 @@ def scan_rates(
         part = ScanShape(len(rows), 1, 1, 0.0, len(queries), scan.top_k, scan.ends, scan.changed)
         d = spec.dimension
         product = part.product_flops(d)
-        measured = rates.with_measured(
+        measured = dataclasses.replace(rates, unpack_numbers=None).with_measured(  # the scan has it in it
             scan_flops=_rate(product, plain.rows_seconds),
             rescore_numbers=_rate(part.rescored_pairs() * d, plain.settling_seconds),
             merge_entries=_merging(plain, clock),
@@ -236,7 +238,7 @@ def _rows_of(uri: str, spec: Spec, count: int) -> Iterator[Encodings]:
     reader = EncodingReader(uri, spec.dimension)
     try:
         for chunk in itertools.islice(reader.chunks(), -(-count * spec.bytes_per_encoding // (64 << 20))):
-            rows = min(count, len(chunk.vectors))
+            rows = min(count, len(chunk))
             count -= rows
             ids, texts, positions = fetch_passages(uri, range(chunk.row, chunk.row + rows))
             ones = torch.ones(rows).numpy()
@@ -247,7 +249,7 @@ def _rows_of(uri: str, spec: Spec, count: int) -> Iterator[Encodings]:
                 num_tokens=ones.astype("int32"),
                 loss=ones,
                 grad_norm=ones,
-                vectors=chunk.vectors[:rows].float(),
+                vectors=chunk.stored.rows(0, rows).values(torch.float32),
             )
             if not count:
                 return

@@ -15,8 +15,9 @@ from trackstar.cost.basis import Basis
 from trackstar.cost.model import Estimate
 from trackstar.cost.rates import Rates
 from trackstar.cost.sample import CorpusSample, padded_tokens, sample_corpus
-from trackstar.cost.shapes import CorpusShape, EncodingShape, ScanShape, parameters_of
+from trackstar.cost.shapes import CorpusShape, EncodingShape, ScanShape, WhiteningShape, parameters_of
 from trackstar.cost.skeleton import load_skeleton
+from trackstar.covariances import Part
 from trackstar.encoder import Encoder, EncoderSource, window_size
 from trackstar.fitting import SampleTask
 from trackstar.index import DataFile
@@ -90,16 +91,18 @@ def estimate_fit(
     shards: Sequence[Shard],
     tasks: Sequence[SampleTask],
     estimates_moments: bool,
+    passes: Sequence[Sequence[Part]],
     source: EncoderSource,
     basis: Basis,
 ) -> Estimated:
-    """Second moments where none were given, R_train and its roots.
+    """Second moments where none were given, whitened projections, R_train and its roots.
 
     Args:
         spec: As far as it is known; a preconditioner that is to be made stands in it under any name but "none".
         shards: The corpus.
         tasks: The fixed sample.
         estimates_moments: Whether second moments are estimated on it.
+        passes: The covariances behind whitened projections, pass by pass; empty for Gaussian ones.
         source: The encoder without preconditioner, under a spec for it.
         basis: What to reckon with.
     """
@@ -107,11 +110,18 @@ def estimate_fit(
     loaded = _load(spec, source, basis)
     sample = sample_corpus(loaded.tokenization, items, basis.clock)
     rates = loaded.rates
+    whitening = WhiteningShape.of(passes, spec.moments) if passes else None
     if loaded.encoder is not None:
         measured = EncodingShape.of(loaded.loaded, loaded.encoder.spec)
         rates = calibrate.encoding_rates(loaded.encoder, sample, measured, basis.clock, rates)
         if spec.preconditioner != "none":
-            rates = _preconditioner_rates(rates, spec, basis)
+            rates = rates.with_measured(
+                gram_flops=calibrate.gram_rate(spec.num_blocks, spec.block_dimension, basis.clock)
+            )
+        decomposed = [spec.block_dimension] if spec.preconditioner != "none" else []
+        decomposed += [whitening.largest] if whitening is not None else []
+        if decomposed:
+            rates = rates.with_measured(eigen_flops=calibrate.eigen_rate(max(decomposed), basis.clock))
         rates = rates.with_measured(tensor_bytes=calibrate.tensor_rate(basis.clock))
     whole = sample.extrapolated(items, loaded.window, spec.batch_tokens, 0, len(shards))
     asked = sum(quota for task in tasks for quota in task.quotas)
@@ -127,6 +137,11 @@ def estimate_fit(
     stages = [model.start_stage(rates, len(tasks))]
     if estimates_moments:
         stages.append(model.squares_stage(loaded.shape, taken, len(tasks), rates))
+    if whitening is not None:
+        stages += [
+            model.covariance_stage(loaded.shape, whitening, taken, len(tasks), rates),
+            model.whitening_stage(loaded.shape, whitening, rates),
+        ]
     if spec.preconditioner != "none":
         unconditioned = dataclasses.replace(loaded.shape, preconditioned=False)
         stages += [
@@ -279,6 +294,7 @@ def scan_shape(
         top_k=settings.top_k,
         ends=2 if settings.opponents else 1,
         changed=spec.preconditioner != "none" and task_hessian != "none" and settings.unit_norm,
+        storage=spec.storage,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from trackstar.cost.prices import Machine, Prices
 from trackstar.cost.rates import Rates
-from trackstar.cost.shapes import CorpusShape, EncodingShape, ScanShape, StepsShape
+from trackstar.cost.shapes import CorpusShape, EncodingShape, ScanShape, StepsShape, WhiteningShape
 
 Share = Literal["shared", "each", "once"]
 RESULT_BYTES = 1000
@@ -189,6 +189,32 @@ def squares_stage(shape: EncodingShape, sample: CorpusShape, tasks: int, rates: 
     return Stage("second moments", tasks, parts, sample.text_bytes + sums, sums, sums / (2 * tasks - 1), flops=flops)
 
 
+def covariance_stage(
+    shape: EncodingShape, whitening: WhiteningShape, sample: CorpusShape, tasks: int, rates: Rates
+) -> Stage:
+    """Covariances are summed in passes over the sample, in files that are added up in a tree; they are gone afterwards."""
+    flops = whitening.flops(shape, sample.padded_tokens, sample.examples)
+    sums = float(whitening.sum_bytes * (2 * tasks - 1))
+    read = sample.text_bytes * whitening.passes
+    parts = (
+        Part("reading and tokenizing", read, "B", rates.tokenize_bytes),
+        Part("gradients and their covariances", flops, "FLOP", rates.encode_flops),
+        Part("sums as files", 2.0 * sums, "B", rates.tensor_bytes),
+        *(dataclasses.replace(part, amount=part.amount * whitening.passes) for part in _overhead(rates)),
+    )
+    return Stage("covariances", tasks, parts, read + sums, sums, flops=flops)
+
+
+def whitening_stage(shape: EncodingShape, whitening: WhiteningShape, rates: Rates) -> Stage:
+    """Inverse roots of covariances, by the workers, each times the projections that it serves."""
+    flops, written = whitening.root_flops(shape), float(shape.projection_bytes)
+    parts = (
+        Part("eigendecompositions", flops, "FLOP", rates.eigen_flops),
+        Part("sums and projections as files", whitening.sum_bytes + written, "B", rates.tensor_bytes),
+    )
+    return Stage("whitening", len(whitening.roots), parts, whitening.sum_bytes, 2 * written, written, flops=flops)
+
+
 def gram_stage(shape: EncodingShape, sample: CorpusShape, tasks: int, rates: Rates) -> Stage:
     """R_train is summed over the sample, in files that are added up in a tree."""
     flops = shape.encode_flops(sample.padded_tokens, sample.examples)
@@ -231,15 +257,12 @@ def query_stage(shape: EncodingShape, queries: CorpusShape, rates: Rates) -> Sta
 def scan_stage(shape: EncodingShape, scan: ScanShape, rates: Rates) -> Stage:
     """Files of the index → top-k arrays: the longer of reading and multiplying, then float64 for the few that matter."""
     product = scan.product_flops(shape.dimension)
-    reading = scan.index_bytes / rates.scan_bytes if rates.scan_bytes else 0.0
-    multiplying = product / rates.scan_flops if rates.scan_flops else 0.0
-    bound = (
-        Part("reading (longer than the product)", scan.index_bytes, "B", rates.scan_bytes)
-        if reading > multiplying
-        else Part("product with all queries", product, "FLOP", rates.scan_flops)
-    )
+    reading = Part("reading (longer than the product)", scan.index_bytes, "B", rates.scan_bytes)
+    multiplying = [Part("product with all queries", product, "FLOP", rates.scan_flops)]
+    if rates.unpack_numbers is not None and scan.unpacked_numbers(shape.dimension):
+        multiplying += [Part("unpacking rows", scan.unpacked_numbers(shape.dimension), "numbers", rates.unpack_numbers)]
     rescored = scan.rescored_pairs()
-    parts = [bound]
+    parts = [reading] if reading.seconds > sum(part.seconds for part in multiplying) else multiplying
     if scan.changed:
         parts += [
             Part("norms under the mixed R", scan.norm_flops(shape), "FLOP", rates.norm_flops),

@@ -12,6 +12,10 @@ from trackstar.errors import TrackStarError
 FORMAT = 1
 HOST_FLOAT64 = 1.5e10
 """FLOP/s of a host's vCPU in float64 products, which no accelerator does here; 3.6e10 a core were measured."""
+HOST_UNPACK = 1.5e10
+"""Numbers that a vCPU unpacks to bfloat16 a second, from bits or bytes; as measured on one core (docs/benchmarks.md)."""
+ACCELERATOR_UNPACK = 2.0e11
+"""The same of one accelerator: an assumption, from about ten bytes of its memory that are read or written for each."""
 LAUNCHER_EIGEN = 3.5e10
 """FLOP/s of the launcher's eigendecompositions, whatever the workers' machines; as measured on one core."""
 
@@ -36,6 +40,8 @@ class Rates:
     """FLOP/s of the product of rows and queries, with all that a scan does to each pair."""
     scan_bytes: float | None = None
     """Bytes of the index that can be read; None where they come from memory and `scan_flops` has them in it."""
+    unpack_numbers: float | None = None
+    """Stored numbers of a bit or a byte that are unpacked; None where `scan_flops` has that in it."""
     norm_flops: float | None = None
     """FLOP/s of the norms under a changed preconditioner."""
     weigh_flops: float | None = None
@@ -79,6 +85,8 @@ class Rates:
     def over(self, other: "Rates") -> "Rates":
         """These rates where they are known, the other's elsewhere."""
         known = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        if self.scan_flops is not None:  # what is not known beside it is in it
+            known["unpack_numbers"] = self.unpack_numbers
         return dataclasses.replace(other, **known)
 
 
@@ -124,6 +132,7 @@ def of_machine(machine: Machine, model_bytes: float, dtype: str) -> Rates:
         tensor_bytes=store,
         scan_flops=machine.peak_bfloat16 * machine.achieved_scan,
         scan_bytes=store,
+        unpack_numbers=machine.accelerators * ACCELERATOR_UNPACK or machine.vcpus * HOST_UNPACK,
         norm_flops=other32,
         weigh_flops=machine.vcpus * HOST_FLOAT64 * machine.achieved_other,
         rescore_numbers=machine.rescore_numbers_per_second,

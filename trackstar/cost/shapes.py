@@ -5,7 +5,9 @@ are T·h a layer and token against 12 h² for its matrices, 3 % at T = 1,500 and
 """
 
 import dataclasses
+from collections.abc import Sequence
 
+from trackstar.covariances import Part
 from trackstar.models import LoadedModel
 from trackstar.spec import Spec
 
@@ -113,9 +115,66 @@ class EncodingShape:
         """Eigenvectors in float64 and the inverse root in float32, of all blocks."""
         return 12 * self.num_blocks * self.block_dimension**2 if self.preconditioned else 0
 
+    @property
+    def projection_bytes(self) -> int:
+        """Bytes of all weights' L and R, float32."""
+        return 4 * sum(m * self.block_rows + n * self.block_columns for m, n in self.matrices)
+
     def eigen_flops(self, decompositions: int = 1, products: int = 1) -> float:
         """Eigendecompositions and float64 products of two matrices, so many for each block."""
         return self.num_blocks * self.block_dimension**3 * (EIGEN_FLOPS * decompositions + 2.0 * products)
+
+
+@dataclasses.dataclass(frozen=True)
+class WhiteningShape:
+    """What the covariances behind whitened projections take."""
+
+    passes: int
+    """Over the sample."""
+    of_tokens: tuple[int, ...]
+    """Sizes of the covariances of tokens' vectors."""
+    of_gradients: tuple[tuple[int, int], ...]
+    """(m, n) of the weights whose gradients are formed for theirs."""
+    roots: tuple[int, ...]
+    """Sizes of the matrices whose inverse roots are taken."""
+
+    @classmethod
+    def of(cls, passes: Sequence[Sequence[Part]], moments: str) -> "WhiteningShape":
+        """Of planned passes; with factored moments each weight scales a covariance that it shares in its own way."""
+        parts = [part for group in passes for part in group]
+        sides: dict[str, dict[str, int]] = {}
+        for part in parts:
+            if part.exact:
+                sides.setdefault(part.weight, {})[part.side] = part.size
+        roots = [part.size for part in parts for _ in (part.serves if moments == "factored" else (part.weight,))]
+        return cls(
+            len(passes),
+            tuple(part.size for part in parts if not part.exact),
+            tuple((size["left"], size["right"]) for size in sides.values()),
+            tuple(roots),
+        )
+
+    @property
+    def largest(self) -> int:
+        """Size of the largest covariance."""
+        return max(self.roots)
+
+    @property
+    def sum_bytes(self) -> int:
+        """Bytes of all sums, float32."""
+        return 4 * (sum(k * k for k in self.of_tokens) + sum(m * m + n * n for m, n in self.of_gradients))
+
+    def flops(self, encoding: EncodingShape, tokens: float, examples: float) -> float:
+        """Each pass's frozen floor, and the sums: x xᵀ of every token; or G, its correction, G̃ G̃ᵀ and G̃ᵀ G̃."""
+        of_tokens = tokens * sum(2.0 * k * k for k in self.of_tokens)
+        forming = sum(2.0 * m * n for m, n in self.of_gradients) * tokens
+        squaring = sum(m * n + 2.0 * m * n * (m + n) for m, n in self.of_gradients) * examples
+        return self.passes * encoding.floor_flops(tokens) + of_tokens + forming + squaring
+
+    def root_flops(self, encoding: EncodingShape) -> float:
+        """Eigendecompositions, and the roots times Gaussian projections."""
+        width = max(encoding.block_rows, encoding.block_columns)
+        return sum(EIGEN_FLOPS * float(k) ** 3 + 4.0 * k * k * width for k in self.roots)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +208,8 @@ class ScanShape:
     """2 where opponents are looked for, else 1."""
     changed: bool
     """Whether scores are under another preconditioner than the index's."""
+    storage: str = "bfloat16"
+    """Form of the stored encodings."""
 
     @property
     def settlings(self) -> int:
@@ -158,6 +219,10 @@ class ScanShape:
     def product_flops(self, dimension: int) -> float:
         """Every row with every query."""
         return 2.0 * self.rows * self.queries * dimension
+
+    def unpacked_numbers(self, dimension: int) -> float:
+        """Numbers that are unpacked before they are multiplied."""
+        return self.rows * dimension if self.storage in ("int8", "sign") else 0.0
 
     def norm_flops(self, shape: EncodingShape) -> float:
         """‖M φ‖ of every row, where the preconditioner changes."""

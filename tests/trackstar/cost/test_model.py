@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trackstar import covariances
 from trackstar.cost import model
 from trackstar.cost.model import Estimate, Part, Stage
 from trackstar.cost.prices import DataflowPrices, Machine, Prices, StoragePrices
 from trackstar.cost.rates import Rates, of_machine, read_rates
-from trackstar.cost.shapes import CorpusShape, EncodingShape, ScanShape, StepsShape
+from trackstar.cost.shapes import CorpusShape, EncodingShape, ScanShape, StepsShape, WhiteningShape
 from trackstar.errors import TrackStarError
 
 # Two weights, 4×3 and 2×5, an LM head of 7 entries, two blocks of 2×3: d_b = 6, d = 12.
@@ -62,6 +63,37 @@ def test_encoding_by_hand() -> None:
     assert SHAPE.dimension == 12
 
 
+def test_whitening_by_hand() -> None:
+    """The first weight, 4×3, reads what another of 5 outputs reads; the second, 2×5, forms its gradient."""
+    parts = [
+        covariances.Part("a", "right", 3, ("a", "b")),
+        covariances.Part("a", "left", 4, ("a",)),
+        covariances.Part("b", "left", 5, ("b",)),
+        covariances.Part("c", "right", 5, ("c",), True),
+        covariances.Part("c", "left", 2, ("c",), True),
+    ]
+    whitening = WhiteningShape.of([parts[:2], parts[2:]], "none")
+    assert whitening == WhiteningShape(2, (3, 4, 5), ((2, 5),), (3, 4, 5, 5, 2))
+    assert WhiteningShape.of([parts], "factored").roots == (3, 3, 4, 5, 5, 2)
+    assert whitening.largest == 5
+    assert whitening.sum_bytes == 4 * (9 + 16 + 25 + 4 + 25) == sum(part.num_bytes for part in parts)
+    # Two floors; tokens' products 2·(9 + 16 + 25); forming 2·10 a token; an example: scaling 10, products 2·10·(2 + 5).
+    assert whitening.flops(SHAPE, 100, 10) == 2 * 11_600 + 100 * 100 + 20 * 100 + 10 * (10 + 140)
+    # 9 k³, and two products with 3 columns at most.
+    assert whitening.root_flops(SHAPE) == 9 * (27 + 64 + 125 + 125 + 8) + 4 * 3 * (9 + 16 + 25 + 25 + 4)
+    assert SHAPE.projection_bytes == 4 * (4 * 2 + 3 * 3 + 2 * 2 + 5 * 3)
+    rates = of_machine(MACHINE, model_bytes=2e9, dtype="bfloat16")
+    sample = CorpusShape(items=4, text_bytes=3e6, examples=10, tokens=90, padded_tokens=100)
+    stage = model.covariance_stage(SHAPE, whitening, sample, 4, rates)
+    seconds = {part.name: part.seconds for part in stage.parts}
+    assert seconds["reading and tokenizing"] == pytest.approx(6.0)  # twice
+    assert seconds["model and preconditioner"] == pytest.approx(4.0)  # loaded twice
+    assert seconds["sums as files"] == pytest.approx(2 * 7 * 316 / 1e9)  # four, and three of their merging
+    assert (stage.kept_bytes, stage.written_bytes) == (0, 7 * 316)
+    roots = model.whitening_stage(SHAPE, whitening, rates)
+    assert (roots.items, roots.kept_bytes, roots.flops) == (5, 144, whitening.root_flops(SHAPE))
+
+
 def test_scan_by_hand() -> None:
     assert SCAN.product_flops(12) == 1.2e9
     assert SCAN.norm_flops(SHAPE) == 1.44e8  # 2 · 10⁶ · 12 · 6
@@ -95,6 +127,14 @@ def test_stages_in_seconds() -> None:
     assert seconds["re-scoring in float64"] == pytest.approx(52_000 * 12 / 1e8)
     slower = dataclasses.replace(rates, scan_flops=1e9)
     assert model.scan_stage(SHAPE, SCAN, slower).parts[0].seconds == pytest.approx(1.2)
+    packed = dataclasses.replace(
+        SCAN, storage="sign", index_bytes=2e6
+    )  # 12 numbers a row at 4 vCPU · 15 G/s, and the product
+    seconds = {part.name: part.seconds for part in model.scan_stage(SHAPE, packed, rates).parts}
+    assert seconds["unpacking rows"] == pytest.approx(12e6 / 6e10)
+    assert seconds["product with all queries"] == pytest.approx(1.2e9 / 2.5e11)
+    measured = dataclasses.replace(rates, unpack_numbers=None)  # a calibration's product has it in it
+    assert "unpacking rows" not in [part.name for part in model.scan_stage(SHAPE, packed, measured).parts]
     assert model.start_stage(rates, 1).wall_seconds(1) == 100
     steps = model.steps_stage(1000, StepsShape(10, 200, 300, 4), rates)
     assert steps.flops == 6 * 1000 * 200 + 2 * 1000 * 300 + 20 * 1000 * 10
