@@ -1,7 +1,7 @@
 // One query: what was asked and said, what is known of it, and its proponents or opponents in every run that is shown.
 import { grouped, h } from "./dom.js";
 import { passageList } from "./passages.js";
-import { appendVisible, headOf, patternOf, phrasesOf, subjectsOf } from "./text.js";
+import { appendVisible, headOf, patternOf, phrasesOf, renderText, subjectsOf } from "./text.js";
 
 const LONGEST_PROMPT = 4000;
 const ENDS = { proponents: "Proponents", opponents: "Opponents" };
@@ -203,8 +203,7 @@ function appendCut(host, text) {
   if (head.length === text.length) return;
   const button = h("button", { class: "link", type: "button" }, `Show all (${grouped(text.length)} characters)`);
   button.addEventListener("click", () => {
-    host.replaceChildren();
-    appendVisible(host, text);
+    renderText(host, text);
   });
   host.append("… ", button);
 }

@@ -1,6 +1,6 @@
 // Records as they stand in the file: shown, and saved.
 import { byId, grouped, h } from "./dom.js";
-import { headOf } from "./text.js";
+import { headOf, renderText } from "./text.js";
 
 const RAW_SHOWN = 200_000; // Characters of a record that are shown at first.
 const REVOKED_AFTER = 60_000; // Milliseconds that a download may take to begin.
@@ -12,7 +12,7 @@ export async function showRecordOf(run, number) {
   const body = h("pre", { class: "raw", tabindex: 0, dir: "ltr", role: "region", "aria-label": "The record" });
   const all = h("button", { class: "link", type: "button" }, `Show all (${grouped(pretty.length)} characters)`);
   const show = (limit) => {
-    body.textContent = escaped(headOf(pretty, limit));
+    renderText(body, escaped(headOf(pretty, limit)));
     all.hidden = pretty.length <= limit;
   };
   all.addEventListener("click", () => show(Infinity));

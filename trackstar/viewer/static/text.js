@@ -8,6 +8,7 @@ export const CUT = 2000; // Characters of a passage that are shown at first.
 const UNSEEN =
   /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u00ad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\u{e0000}-\u{e007f}\ud800-\udfff]|\r(?!\n)/gu;
 const MOST_BADGES = 2000; // Elements that a text may cost; beyond, unseen characters are shown as plain text.
+const BLOCK = 5000; // Characters of a long text that are laid out together, and only when they come into sight.
 
 const NO_SPACES = /[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}\p{Script=Lao}\p{Script=Khmer}\p{Script=Myanmar}]/u;
 const WORD = /[\p{L}\p{N}]/u;
@@ -24,11 +25,11 @@ export function visible(text) {
   return text.replace(UNSEEN, (character) => `⟨${codePointName(character)}⟩`).replace(/\s+/g, " ");
 }
 
-/** Appends text to an element, unseen characters as badges. */
-export function appendVisible(host, text) {
+/** Appends text to an element, unseen characters as badges, or where `isPlain` says so as text. */
+export function appendVisible(host, text, isPlain = false) {
   const found = text.match(UNSEEN);
   if (!found) return host.append(document.createTextNode(text));
-  if (found.length > MOST_BADGES) {
+  if (isPlain || found.length > MOST_BADGES) {
     return host.append(document.createTextNode(text.replace(UNSEEN, (character) => `⟨${codePointName(character)}⟩`)));
   }
   let end = 0;
@@ -125,9 +126,9 @@ function unitOffsets(text) {
   return { count: offsets.length - 1, at: (place) => offsets[place] };
 }
 
-/** Pieces of a text between the borders of matches and tokens: [{start, end, kind, token}]. */
-export function pieces(length, matches, tokens) {
-  const borders = new Set([0, length]);
+/** Pieces of a text between the borders of matches and tokens, and further ones: [{start, end, kind, token}]. */
+export function pieces(length, matches, tokens, further = []) {
+  const borders = new Set([0, length, ...further]);
   for (const span of [...matches, ...tokens]) {
     if (span.start < length) borders.add(span.start).add(Math.min(span.end, length));
   }
@@ -146,24 +147,45 @@ export function pieces(length, matches, tokens) {
   return found;
 }
 
+/** Where the blocks of a long text begin, but for the first: behind a blank where there is one near. */
+function blockStarts(text) {
+  const starts = [];
+  if (text.length <= 2 * BLOCK) return starts;
+  for (let at = 0; text.length - at > BLOCK; at = starts.at(-1)) {
+    const block = headOf(text.slice(at, at + BLOCK + 1), BLOCK);
+    const blank = block.slice(-200).search(/\s\S*$/u);
+    starts.push(at + (blank < 0 ? block.length : Math.max(block.length - 200, 0) + blank + 1));
+  }
+  return starts;
+}
+
 /** Fills an element with a text, its matches marked and its tokens shaded. */
 export function renderText(host, text, matches = [], tokens = []) {
   const largest = tokens.reduce((most, token) => Math.max(most, Math.abs(token.value)), 0);
-  host.replaceChildren();
-  for (const piece of pieces(text.length, matches, tokens)) {
-    let target = host;
+  const starts = blockStarts(text);
+  const isLong = starts.length > 0;
+  let block = isLong ? h("span", { class: "text-block" }) : host;
+  let next = 0;
+  host.replaceChildren(...(isLong ? [block] : []));
+  for (const piece of pieces(text.length, matches, tokens, starts)) {
+    if (piece.start === starts[next]) {
+      next++;
+      block = h("span", { class: "text-block" });
+      host.append(block);
+    }
+    let target = block;
     if (piece.token && largest > 0) {
       const share = piece.token.value / largest;
       target = h("span", { class: share < 0 ? "token against" : "token for", title: numberText(piece.token.value) });
       target.style.setProperty("--share", `${Math.round(Math.abs(share) * 60)}%`);
-      host.append(target);
+      block.append(target);
     }
     if (piece.kind) {
       const mark = h("mark", { class: `match-${piece.kind}` });
       target.append(mark);
       target = mark;
     }
-    appendVisible(target, text.slice(piece.start, piece.end));
+    appendVisible(target, text.slice(piece.start, piece.end), isLong);
   }
 }
 
