@@ -94,7 +94,8 @@ def open_run(
     """
     file = _opened(uri)
     try:
-        rows, spans = [], []
+        rows: list[dict[str, Any]] = []
+        spans: list[tuple[int, int, int]] = []
         for number, offset, line in _lines(file, on_progress):
             fields = parse_line(line, number, uri)
             if fields is None:
@@ -214,7 +215,7 @@ def _opened(uri: str) -> BinaryIO:
     except BaseException:
         copy.close()
         raise
-    return copy  # type: ignore[return-value]
+    return copy
 
 
 def _lines(file: BinaryIO, on_progress: OnProgress | None) -> Iterator[tuple[int, int, bytes]]:
