@@ -108,7 +108,9 @@ def main(argv: Sequence[str] | None = None, commands: Mapping[str, Command] = CO
     logs.configure(debug)
     try:
         with _ending_on_sigterm():
-            return _run(words, commands)
+            code = _run(words, commands)
+        sys.stdout.flush()  # while a reader that is gone can still be told from a bug
+        return code
     except KeyboardInterrupt:
         print("trackstar: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
