@@ -1,8 +1,8 @@
 """Modules that are imported when a command first needs them: torch, transformers and Beam come with them.
 
-Importing these takes eight seconds of processor time, and a command that finds nothing to do, as `trackstar reindex` does on most
-nights, ends in one. So it imports this module, and `heavy.build_index` where there is something to encode. In worker
-processes nothing is late: they import the modules of their DoFns before their threads begin.
+Importing these takes several seconds of processor time, and a command that finds nothing to do, as `trackstar reindex` does on
+most nights, ends in a third of one. So it imports this module, and `heavy.build_index` where there is something to encode. In
+worker processes nothing is late: they import the modules of their DoFns before their threads begin.
 """
 
 import importlib
