@@ -42,12 +42,14 @@ export class QueryDetail {
       this.showNothing(h("p", { class: "error", role: "alert" }, failed ? failed.error.message : "None of the runs shown has this query."));
       return;
     }
+    const reads = document.activeElement?.id === "query-title"; // Whoever was sent there before it came is sent to the new one.
     this.host.replaceChildren(
       this.head(first),
       facts(first),
       this.tools(columns, view),
       this.columns(columns, patternsFor(first, view.words), view.end),
     );
+    if (reads) this.focus();
   }
 
   focus() {
