@@ -289,7 +289,7 @@ class Page {
   onKey(event) {
     if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
     if (document.querySelector("dialog[open]")) return;
-    const isTyping = event.target.closest?.("input, select, textarea");
+    const isTyping = event.target.closest?.("input:not([type=checkbox]), select, textarea");
     if (event.key === "Escape") {
       this.backToList();
     } else if (!isTyping && this.keysOn && Object.hasOwn(SINGLE_KEYS, event.key)) {
