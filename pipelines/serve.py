@@ -1,8 +1,9 @@
 """Serves an index: type a prompt and what the model said, and see the training examples behind it, out of all of them.
 
-The page is at the address that is printed; programs ask the same server by HTTP (docs/api.md). Traces are exact: each one scans
-the whole index, with progress, and can be cancelled; those that come meanwhile wait their turn. Every trace takes the index's
-last snapshot, so a server goes on while the index is brought up to date, and what is taken down is in no result from then on.
+The page is at the address that is printed; programs ask the same server by HTTP (docs/api.md). Traces are exact: the whole
+index is scanned, with progress, and each can be cancelled; those that come meanwhile wait, and share the next scan. Every scan
+takes the index's last snapshot, so a server goes on while the index is brought up to date, and what is taken down is in no result
+from then on.
 
 Without --host it answers to this machine alone. There is no password: whoever reaches another address may ask.
 """

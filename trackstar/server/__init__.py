@@ -1,6 +1,6 @@
 """`trackstar serve`: traces on request, by page and by HTTP.
 
-service.py       what is done: traces one at a time, completions, explanations
+service.py       what is done: traces, those that wait together by one scan; completions, explanations
 jobs.py          traces that wait, run and have ended; model_thread.py: calls of the model
 app.py           what each request gets for an answer; requests.py, answers.py, errors.py
 openapi.py       the API's operations and their document; messages.py, typed.py: what goes over the wire
