@@ -69,7 +69,7 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     if len(set(names)) < len(names):
         raise TrackStarError(f"two files would have the same name ({', '.join(names)}); tell them apart with --names")
     facts = read_facts(args.facts) if args.facts else None
-    with opened(names, args.results, facts) as runs:
+    with opened(names, args.results, facts, searches_passages=args.export is None) as runs:
         if args.export:
             export_page(args.export, runs, args.max_proponents)
         else:
@@ -78,12 +78,14 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
 
 
 @contextlib.contextmanager
-def opened(names: list[str], uris: list[str], facts: dict[str, Fact] | None) -> Iterator[list[Run]]:
+def opened(
+    names: list[str], uris: list[str], facts: dict[str, Fact] | None, searches_passages: bool = False
+) -> Iterator[list[Run]]:
     """The files, open until the block ends; says how far reading is where it takes long."""
     with contextlib.ExitStack() as stack:
         runs = []
         for name, uri in zip(names, uris, strict=True):
-            file = open_run(name, storage.normalise(uri), facts, _teller(uri))
+            file = open_run(name, storage.normalise(uri), facts, _teller(uri), searches_passages)
             stack.callback(file.close)
             say(f"{uri}: {len(file.rows):,} queries")
             runs.append(file)

@@ -93,7 +93,7 @@ class Opener:
 
     def serve(self, **files: str) -> str:
         """Serves results files by the names they are to have, until the test ends."""
-        runs = [open_run(name, uri) for name, uri in files.items()]
+        runs = [open_run(name, uri, searches_passages=True) for name, uri in files.items()]
         for run in runs:
             self._closers.callback(run.close)
         return self._closers.enter_context(served(runs))

@@ -5,10 +5,12 @@
     GET  /api/v1/results                      {"format": 1, "runs": [{"name", "source", "rows": […]}]}
     GET  /api/v1/results/{run}/{number}       one record
     POST /api/v1/results/{run}/lines          {"numbers": […]} → JSONL, the lines as they stand in the file
+    POST /api/v1/results/{run}/search         {"words": […]} → {"found": [numbers of the records with the word in a passage, …]}
 
 Errors are {"error": what is wrong}. Nothing is written, and nothing but the package's files and the given results is read.
 """
 
+import asyncio
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -29,6 +31,7 @@ from trackstar.viewer.rows import Run, to_bytes
 FORMAT = 1
 _JSON = "application/json"
 _LARGEST_REQUEST = 16_000_000  # Bytes: two million numbers.
+_MOST_WORDS, _LONGEST_WORD = 50, 1000  # Of one search.
 
 
 def view_app(runs: Sequence[Run], only_local: bool) -> Starlette:
@@ -55,6 +58,7 @@ def api_routes(runs: Sequence[Run]) -> list[Route]:
         Route("/api/v1/results", answers.index, methods=["GET"]),
         Route("/api/v1/results/{run:int}/{number:int}", answers.record, methods=["GET"]),
         Route("/api/v1/results/{run:int}/lines", answers.lines, methods=["POST"]),
+        Route("/api/v1/results/{run:int}/search", answers.search, methods=["POST"]),
     ]
 
 
@@ -87,6 +91,15 @@ class _Answers:
 
         return StreamingResponse(stream(), media_type="application/x-ndjson", headers={"Cache-Control": "no-store"})
 
+    async def search(self, request: Request) -> Response:
+        run = self._run(request)
+        words = await _words(request)
+        texts = run.texts
+        if texts is None:
+            raise HTTPException(404, f"the passages of {run.name} were not made ready for a search")
+        found = await asyncio.to_thread(lambda: [texts.records_with(word) for word in words])
+        return Response(to_bytes({"found": found}), media_type=_JSON, headers={"Cache-Control": "no-store"})
+
     def _run(self, request: Request) -> Run:
         place = request.path_params["run"]
         if place >= len(self._runs):
@@ -94,21 +107,38 @@ class _Answers:
         return self._runs[place]
 
 
-async def _numbers(request: Request, count: int) -> list[int]:
-    """The numbers of records that a request asks for, checked."""
+async def _body(request: Request) -> bytes:
     body = bytearray()
     async for piece in request.stream():
         body += piece
         if len(body) > _LARGEST_REQUEST:
             raise HTTPException(413, "the request is too large")
+    return bytes(body)
+
+
+async def _numbers(request: Request, count: int) -> list[int]:
+    """The numbers of records that a request asks for, checked."""
     try:
-        numbers = json.loads(body)["numbers"]
+        numbers = json.loads(await _body(request))["numbers"]
         sound = all(type(number) is int and 0 <= number < count for number in numbers)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise HTTPException(400, 'expected {"numbers": [numbers of records]}') from error
     if not sound:
         raise HTTPException(400, f"'numbers' must be whole numbers from 0 to {count - 1}")
     return numbers
+
+
+async def _words(request: Request) -> list[str]:
+    """The words that a search asks for, checked."""
+    try:
+        words = json.loads(await _body(request))["words"]
+        sound = isinstance(words, list) and len(words) <= _MOST_WORDS
+        sound = sound and all(type(word) is str and 0 < len(word) <= _LONGEST_WORD for word in words)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise HTTPException(400, 'expected {"words": [texts]}') from error
+    if not sound:
+        raise HTTPException(400, f"'words' must be {_MOST_WORDS} texts of 1 to {_LONGEST_WORD} characters at most")
+    return words
 
 
 async def _info(request: Request) -> Response:
