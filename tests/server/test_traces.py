@@ -78,6 +78,9 @@ def test_explanations_add_up_to_the_score(server: Running, end: str) -> None:
             ends = [0] + [part[1] for part in tokens["segments"]]
             assert all(before <= part[0] < part[1] for before, part in zip(ends, tokens["segments"], strict=False))
             assert ends[-1] <= len(tokens["text"])
+            inside = [i for i, (start, end) in enumerate(tokens["spans"]) if end > start]  # not an end of text
+            for name, values in (("segments", "by_position"), ("target_segments", "by_target")):
+                assert sum(part[2] for part in tokens[name]) == pytest.approx(sum(tokens[values][i] for i in inside))
         assert explained["document"]["text"] == trace["result"][end][place]
 
 

@@ -175,7 +175,11 @@ def test_what_is_typed_last_is_what_is_shown(view: View, results: str, lines: li
     """Answers that come late, and those of words that nobody asks for any more, change nothing."""
     page = view("#where=passages", run=results)
     held: list[Route] = []
-    page.route("**/search", lambda route: held.append(route))
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/search", hold)
     search = page.get_by_role("searchbox")
     search.fill("passage 3")
     expect(page.locator("#searching")).to_have_text("Searching the passages…")
