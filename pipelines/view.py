@@ -11,6 +11,7 @@ import webbrowser
 from collections.abc import Iterator
 
 from pipelines import cli, flag_types
+from pipelines.address_flags import add_address_arguments
 from pipelines.progress import say
 from trackstar import storage
 from trackstar.amounts import human_bytes
@@ -43,19 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="proponents, and opponents, of each query that the file holds (all); metrics stay those of all",
     )
     server = parser.add_argument_group("the server")
-    server.add_argument(
-        "--host",
-        default="127.0.0.1",
-        metavar="ADDRESS",
-        help="interface to listen on; 0.0.0.0 lets everybody on the network read the results",
-    )
-    server.add_argument(
-        "--port",
-        type=flag_types.port_or_auto,
-        default=listening.AUTO,
-        metavar="N",
-        help=f"port; 0: any that is free; auto: {listening.PREFERRED_PORT}, or any",
-    )
+    add_address_arguments(server)
     server.add_argument("--no_browser", action="store_true", help="print the address and open no browser")
 
 
