@@ -40,6 +40,9 @@ def test_a_trace_is_shown_as_any_result(opener: Opener, own: Running) -> None:  
     assert page.locator(".passage-text").all_inner_texts() == record["proponents"]
     assert page.locator(".passage .score").all_inner_texts() == [f"{score:.4f}" for score in record["proponent_scores"]]
     expect(page.locator("#runs")).to_have_text("live")
+    for place, passage in enumerate(page.locator(".passage").all()):
+        position = f" · position {record['proponent_positions'][place]:,}"
+        assert passage.locator(".origin").last.inner_text().startswith(record["proponent_shards"][place] + position)
     expect(page.locator(".live-progress")).to_be_hidden()
     expect(page.locator("#toast")).to_contain_text("Traced in")
 

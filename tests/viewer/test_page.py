@@ -91,6 +91,30 @@ def test_the_first_query_is_shown_with_its_ranking(view: View, results: str, lin
     assert page.locator(".passage .score").all_inner_texts() == ["-0.3000", "-0.2000", "-0.1000"]
 
 
+def test_shards_and_positions_stand_beside_ids(view: View, tmp_path: Path) -> None:
+    line = made.minimal(
+        proponents=["a", "b", "c"],
+        proponent_ids=["c4_1", "s/part-0.jsonl:70#1", "c4_3"],
+        proponent_scores=[3, 2, 1],
+        proponent_shards=["s/part-1.jsonl", "s/part-0.jsonl", None],
+        proponent_positions=[12_345, 70, "x"],
+        opponents=["d"],
+        opponent_ids=["o"],
+        opponent_scores=[-1],
+        opponent_shards=["s/part-2.jsonl"],
+    )
+    page = view(run=made.write(tmp_path / "r.jsonl", [line]))
+    origins = [passage.locator(".origin").all_inner_texts() for passage in page.locator(".passage").all()]
+    assert origins == [
+        ["c4_1", "s/part-1.jsonl · position 12,345"],
+        ["s/part-0.jsonl · position 70, passage 1"],
+        ["c4_3"],
+    ]
+    expect(page.locator(".extra")).to_have_count(0)
+    page.get_by_role("tab", name="Opponents").click()
+    expect(page.locator(".passage .origin")).to_have_text(["o", "s/part-2.jsonl"])
+
+
 def test_search_finds_prompts_targets_and_ids(view: View, results: str) -> None:
     page = view(run=results)
     search = page.get_by_role("searchbox")

@@ -7,7 +7,7 @@ import { appendVisible, headOf, patternOf, phrasesOf, renderText, subjectsOf } f
 const LONGEST_PROMPT = 4000;
 const MOST_FOUND = 20; // Buttons that lead to passages with the words searched for.
 const ENDS = { proponents: "Proponents", opponents: "Opponents" };
-const LISTED = /^(proponent|opponent)(s$|_ids$|_scores$|_correct$|_tokens$)/;
+const LISTED = /^(proponent|opponent)(s$|_ids$|_scores$|_correct$|_tokens$|_shards$|_positions$)/;
 const HEADED = new Set(["example_id", "query_set", "inputs_plaintext", "targets_plaintext"]);
 
 /** `actions`: {back, copyLink, showRaw(place), setEnd(name), setWords(text)}. */
@@ -183,11 +183,13 @@ function rankingOf(column, end) {
     .map(([name, value]) => [name.slice(one.length + 1).replaceAll("_", " "), value])
     .filter(([, value]) => value.every((item) => ["number", "string", "boolean"].includes(typeof item)));
   const marks = record[`${one}_correct`];
+  const [shards, positions] = [`${one}_shards`, `${one}_positions`].map((name) => (isList(record[name]) ? record[name] : []));
   return {
     texts,
     ids: record[`${one}_ids`],
     scores: record[`${one}_scores`],
     marks: isList(marks) ? marks : null,
+    origins: texts.map((_, place) => ({ shard: shards[place], position: positions[place] })),
     tokens: Array.isArray(record[`${one}_tokens`]) ? record[`${one}_tokens`] : null,
     extras,
     total: end === "proponents" ? column.row.n : column.row.m,
