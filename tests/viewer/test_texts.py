@@ -1,10 +1,12 @@
 """Searching in passages, against looking into each of them."""
 
+import contextlib
 import random
 
 import pytest
 
 from tests.viewer import made
+from trackstar.errors import TrackStarError
 from trackstar.viewer.texts import Texts
 
 ALPHABET = "abAB .+*\\n()[]^$|?{}-&~#\u00e9\u00c9\u00df\u0130\u03a3\u03c3\u03c2\u6f22\U0001f600\ud800\x00\n\t\r"
@@ -52,6 +54,17 @@ def test_no_word_reaches_into_the_next_passage_or_record() -> None:
         assert texts.records_with(word) == []
     assert texts.records_with("two") == texts.records_with("three") == [0]
     assert texts.records_with("f") == [1, 3]
+
+
+def test_a_full_disk_is_said() -> None:
+    """/dev/full is one."""
+    texts = Texts()
+    texts._file = open("/dev/full", "wb")  # noqa: SIM115
+    texts.add(["a passage"])
+    with pytest.raises(TrackStarError, match=r"no room in .* for the passages .* set TMPDIR"):
+        texts.finish()
+    with contextlib.suppress(OSError):
+        texts.close()
 
 
 @pytest.mark.parametrize("records", [[], [[]], [[""], []], [["", ""]]])

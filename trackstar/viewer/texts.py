@@ -1,8 +1,9 @@
 """The passages of a results file, in lower case, end to end in one unnamed file: searched as a whole, and not held in memory."""
 
+import contextlib
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
@@ -10,6 +11,8 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from trackstar.errors import TrackStarError
 
 _PARTS_A_CORE = 4
 _BETWEEN = "\n"
@@ -28,14 +31,24 @@ class Texts:
         self._parts: list[pa.Array] = []
 
     def add(self, passages: Iterable[str]) -> None:
-        """The passages of the next record."""
+        """The passages of the next record.
+
+        Raises:
+            TrackStarError: no room for them.
+        """
         text = _encoded(_BETWEEN.join(passages))
-        self._file.write(text)
+        with _room():
+            self._file.write(text)
         self._offsets.append(self._offsets[-1] + len(text))
 
     def finish(self) -> None:
-        """All records are there."""
-        self._file.flush()
+        """All records are there.
+
+        Raises:
+            TrackStarError: no room for them.
+        """
+        with _room():
+            self._file.flush()
         size, count = self._offsets[-1], len(self._offsets) - 1
         data = np.memmap(self._file, np.uint8, mode="r", shape=(size,)) if size else np.empty(0, np.uint8)
         offsets = np.array(self._offsets, np.int64)
@@ -62,6 +75,17 @@ class Texts:
         """Gives the room on disk back, once nobody searches."""
         self._parts = []
         self._file.close()
+
+
+@contextlib.contextmanager
+def _room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        folder = tempfile.gettempdir()
+        raise TrackStarError(
+            f"no room in {folder} for the passages that are to be searched ({error.strerror}): set TMPDIR to a folder that has some"
+        ) from error
 
 
 def _encoded(text: str) -> bytes:
