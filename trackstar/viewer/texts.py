@@ -84,7 +84,7 @@ def _room() -> Iterator[None]:
     except OSError as error:
         folder = tempfile.gettempdir()
         raise TrackStarError(
-            f"no room in {folder} for the passages that are to be searched ({error.strerror}): set TMPDIR to a folder that has some"
+            f"no room in {folder} for the passages that are to be searched ({error.strerror}): set TMPDIR to a folder with room"
         ) from error
 
 
