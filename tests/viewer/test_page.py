@@ -439,6 +439,32 @@ def test_every_optional_field_may_be_missing(view: View, tmp_path: Path) -> None
     expect(page.locator(".passage-text")).to_have_text("These results were written without texts.")
 
 
+def test_each_optional_field_may_be_missing(view: View, tmp_path: Path) -> None:
+    """One after the other, of a record that has them all; a ranking's ids, scores and texts come and go together."""
+    full = {**made.line(0), "proponent_tokens": [[[0, 7, 0.5]]] * 12}
+    lines = []
+    for name in full:
+        end = next((end for end in ("proponent", "opponent") if name in (f"{end}_ids", f"{end}_scores")), None)
+        gone = {name} if end is None else {f"{end}s", f"{end}_ids", f"{end}_scores", f"{end}_correct"}
+        if name not in ("inputs_plaintext", "targets_plaintext"):
+            lines.append({other: value for other, value in full.items() if other not in gone})
+    assert len(lines) == len(full) - 2 == 16
+    path = made.write(tmp_path / "r.jsonl", lines)
+    page = view(served=path)
+    page.locator("#picker").set_input_files(path)  # and read by the page itself
+    expect(page.locator("#runs .chip")).to_have_text(["served", "r"])
+    expect(page.locator("#count")).to_have_text("16 queries")
+    for line in lines:
+        count = len(line.get("proponent_ids", []))
+        expect(page.locator(".column").first.locator(".passage")).to_have_count(count)
+        expect(page.locator(".column").last.locator(".passage")).to_have_count(count)
+        expect(page.locator("#detail [role=alert]")).to_have_count(0)
+        page.get_by_role("tab", name="Opponents").click()
+        expect(page.locator(".passage")).to_have_count(2 * len(line.get("opponent_ids", [])))
+        page.keyboard.press("o")
+        page.keyboard.press("j")
+
+
 def test_the_record_is_shown_as_it_stands_in_the_file(view: View, results: str, lines: list[made.Line]) -> None:
     page = view(run=results)
     page.get_by_role("button", name="Record").click()
