@@ -172,6 +172,8 @@ def test_passages_are_searched_where_that_is_asked_for(anywhere: Page, lines: li
     expect(page.locator("#count")).to_have_text(f"{len(kept)} of 300 queries")
     page.get_by_role("searchbox").fill("no such thing")
     expect(page.locator("#count")).to_have_text("0 of 300 queries")
+    page.get_by_role("searchbox").fill('"')  # about to become a phrase
+    expect(page.locator("#count")).to_have_text("300 queries")
     page.get_by_role("button", name="Reset").click()
     expect(page.locator("#count")).to_have_text("300 queries")
     expect(page.get_by_label("Where to search")).to_have_value("")

@@ -35,19 +35,12 @@ export class PassageSearch {
 
   async look(asked, missing) {
     this.asked = asked;
-    try {
-      await Promise.all(asked.runs.map((run, place) => missing[place].length && this.ask(run, missing[place])));
-      this.tell(asked, () => this.actions.onFound());
-    } catch (error) {
-      this.tell(asked, () => this.actions.onError(error));
-    }
-  }
-
-  /** Tells of what was asked for last, and of nothing else. */
-  tell(asked, what) {
-    if (this.asked !== asked) return;
+    const asking = asked.runs.map((run, place) => missing[place].length && this.ask(run, missing[place]));
+    const error = await Promise.all(asking).then(() => null, (reason) => reason);
+    if (this.asked !== asked) return; // Something else is wanted by now.
     this.asked = null;
-    what();
+    if (error) this.actions.onError(error);
+    else this.actions.onFound();
   }
 
   async ask(run, words) {

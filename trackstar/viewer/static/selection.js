@@ -42,7 +42,7 @@ function difference(entry, a, b) {
 
 /** What a view looks for in passages: words and phrases in lower case; nothing unless it says so. */
 export function passageWords(view) {
-  return view.where ? phrasesOf(view.search.toLowerCase()) : [];
+  return view.where ? [...new Set(phrasesOf(view.search.toLowerCase()))].filter(Boolean) : [];
 }
 
 /**
