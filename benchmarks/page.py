@@ -8,6 +8,7 @@ Marks: the first view, from asking for the address to the list, the metrics and 
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -19,13 +20,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil
 import uvicorn
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
-from benchmarks.beam_share import WORDS
 from benchmarks.common import machine, markdown_table, write_results
 from trackstar.viewer import listening
 from trackstar.viewer.app import view_app
@@ -37,9 +38,13 @@ PASSAGE_WORDS = 60
 IN_PAGE = 10
 """Proponents of each query that the exported page holds."""
 
-READY = """() => document.body.dataset.ready && document.querySelectorAll(".query-row").length > 5
-    && document.querySelectorAll(".passage").length >= 10 && document.querySelector("#metrics table")"""
-
+# Resolves in the frame after the one in which all of the first view is there.
+SHOWN = """() => new Promise(resolve => {
+    const isThere = () => document.body.dataset.ready && document.querySelectorAll(".query-row").length > 5
+        && document.querySelectorAll(".passage").length >= 10 && document.querySelector("#metrics table");
+    const look = () => requestAnimationFrame(isThere() ? () => setTimeout(resolve) : look);
+    look();
+})"""
 # Seconds from an event to the frame that shows its effect.
 TYPED = """([id, text]) => new Promise(resolve => {
     const field = document.getElementById(id);
@@ -73,10 +78,25 @@ SCROLLED = """() => new Promise(resolve => {
     };
     requestAnimationFrame(step);
 })"""
-FILTERS = {
-    "search of one word": ("search", "question 53"),
-    "expression over three fields": ("filter", 'relation = "P3" and (rank > 1 or not correct) and frequency < 9000'),
-    "expression that holds for all": ("filter", 'prompt ~ "question" or target ~ "x"'),
+
+
+def same(text: str) -> Callable[[int], str]:
+    """The same text in every round."""
+    return lambda number: text
+
+
+# Name → where to search, the field, and what is typed there; words in passages differ, since those of before are remembered.
+FILTERS: dict[str, tuple[str, str, Callable[[int], str]]] = {
+    "search of two words": ("", "search", same("question 53")),
+    "expression over three fields": (
+        "",
+        "filter",
+        same('relation = "P3" and (rank > 1 or not correct) and frequency < 9000'),
+    ),
+    "expression that holds for all": ("", "filter", same('prompt ~ "question" or target ~ "x"')),
+    "search in passages, of a rare word": ("passages", "search", lambda number: f"needle{number}x"),
+    "search in passages, of a frequent word": ("passages", "search", lambda number: VOCABULARY[20 + number]),
+    "search in passages, of a word that is nowhere": ("passages", "search", lambda number: f"nowhere{number}"),
 }
 
 
@@ -95,7 +115,10 @@ def main() -> int:
         found = measure(Path(name), browser, args.queries, args.proponents, args.rounds)
     rows = [
         [f"the file: {args.queries:,} queries × {args.proponents} proponents", f"{found['file_bytes'] / 1e6:,.0f} MB"],
-        ["reading it, when the server starts", f"{found['open_seconds']:.1f} s"],
+        [
+            "reading it, when the server starts, and making its passages ready for the search",
+            f"{found['open_seconds']:.1f} s",
+        ],
         ["memory of the server, over an empty one", f"{found['server_bytes'] / 1e6:,.0f} MB"],
         ["the rows as sent, compressed", f"{found['index_bytes'] / 1e6:.2f} MB"],
         [f"first view (mark {FIRST_VIEW:.1f} s)", f"{found['first_view']:.2f} s"],
@@ -104,6 +127,7 @@ def main() -> int:
         ["slowest frame while the list scrolls", f"{found['scroll']:.3f} s"],
         [f"exported page with {IN_PAGE} proponents a query", f"{found['page_bytes'] / 1e6:.0f} MB"],
         ["exported page: first view from disk", f"{found['page_first_view']:.2f} s"],
+        ["exported page: search in its passages", f"{found['page_search']:.2f} s"],
     ]
     table = markdown_table(["", "measured"], rows)
     print(table)
@@ -116,55 +140,70 @@ def main() -> int:
 def measure(folder: Path, browser_path: str, queries: int, proponents: int, rounds: int) -> dict[str, float]:
     """Makes the file, serves it, looks at it, exports it, looks again."""
     results = folder / "results.jsonl"
-    make_results(results, queries, proponents)
+    make_results(results, queries, proponents, rounds)
     before = psutil.Process().memory_info().rss
     start = time.perf_counter()
-    run = open_run("made", str(results))
+    run = open_run("made", str(results), searches_passages=True)
     found: dict[str, float] = {"file_bytes": results.stat().st_size, "open_seconds": time.perf_counter() - start}
     with sync_playwright() as playwright, served(run) as url:
         args = ["--no-sandbox"] if os.geteuid() == 0 else []
         browser = playwright.chromium.launch(executable_path=browser_path, args=args)
-
-        def fresh(address: str) -> tuple[Page, float]:
-            page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
-            began = time.perf_counter()
-            page.goto(address)
-            page.wait_for_function(READY)
-            return page, time.perf_counter() - began
-
-        def typed(page: Page, field: str, text: str) -> float:
-            took = page.evaluate(TYPED, [field, text])
-            page.evaluate(TYPED, [field, ""])
-            return float(took)
-
-        found["first_view"] = median(lambda: closed(*fresh(url)), rounds)
+        found["first_view"] = median(lambda _: first_view(browser, url), rounds)
         found["server_bytes"] = psutil.Process().memory_info().rss - before
-        page, _ = fresh(url)
-        sizes = page.evaluate(
+        for name, (where, field, text) in FILTERS.items():
+            page = opened(browser, f"{url}#where={where}")
+            found[name] = median(partial(typed, page, field, text), rounds)
+            page.context.close()
+        page = opened(browser, url)
+        found["index_bytes"] = page.evaluate(
             "performance.getEntriesByName(new URL('api/v1/results', location.href).href)[0].encodedBodySize"
         )
-        found["index_bytes"] = sizes
-        for name, (field, text) in FILTERS.items():
-            found[name] = median(lambda field=field, text=text: typed(page, field, text), rounds)  # type: ignore[misc]
-        found["step"] = median(lambda: page.evaluate(STEPPED), rounds)
-        found["scroll"] = median(lambda: page.evaluate(SCROLLED), rounds)
+        found["step"] = median(lambda _: page.evaluate(STEPPED), rounds)
+        found["scroll"] = median(lambda _: page.evaluate(SCROLLED), rounds)
         exported = folder / "page.html"
         found["page_bytes"] = write_page(str(exported), [run], IN_PAGE).num_bytes
-        found["page_first_view"] = median(lambda: closed(*fresh(exported.as_uri())), rounds)
+        found["page_first_view"] = median(lambda _: first_view(browser, exported.as_uri()), rounds)
+        page = opened(browser, f"{exported.as_uri()}#where=passages")
+        found["page_search"] = median(partial(typed, page, "search", lambda number: f"nowhere{number}"), rounds)
         browser.close()
     run.close()
     return found
 
 
-def closed(page: Page, seconds: float) -> float:
-    """The seconds; the page is closed."""
+def opened(browser: Browser, address: str) -> Page:
+    """A page with its first view, in a browser that has never been there."""
+    page = fresh(browser)
+    page.goto(address)
+    page.evaluate(SHOWN)
+    return page
+
+
+def first_view(browser: Browser, address: str) -> float:
+    """Seconds from asking for an address to its first view."""
+    page = fresh(browser)
+    start = time.perf_counter()
+    page.goto(address)
+    page.evaluate(SHOWN)
+    seconds = time.perf_counter() - start
     page.context.close()
     return seconds
 
 
-def median(once: Callable[[], float], rounds: int) -> float:
-    """The median of some measurements."""
-    return statistics.median(once() for _ in range(rounds))
+def fresh(browser: Browser) -> Page:
+    """An empty page, and nothing kept of any other."""
+    return browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
+
+
+def typed(page: Page, field: str, text: Callable[[int], str], number: int) -> float:
+    """Seconds from the last key in a field to the list that it leaves; the field is empty again afterwards."""
+    seconds = page.evaluate(TYPED, [field, text(number)])
+    page.evaluate(TYPED, [field, ""])
+    return float(seconds)
+
+
+def median(once: Callable[[int], float], rounds: int) -> float:
+    """The median of some measurements, each of which is given its number."""
+    return statistics.median(once(number) for number in range(rounds))
 
 
 @contextmanager
@@ -183,25 +222,51 @@ def served(run: Run) -> Iterator[str]:
         listener.close()
 
 
-def make_results(path: Path, queries: int, proponents: int) -> None:
-    """Results of made-up passages; the same each time."""
+def words_of(chance: random.Random, count: int) -> list[str]:
+    """Made-up words, the letters about as frequent as in English."""
+    letters = "eeeeettttaaaoooiiinnnssshhhrrrddllcuumwfgypbvkxjqz"
+    return list(dict.fromkeys("".join(chance.choices(letters, k=chance.randint(2, 10))) for _ in range(2 * count)))[
+        :count
+    ]
+
+
+VOCABULARY = words_of(random.Random(1), 20_000)
+"""The most frequent first."""
+
+
+def make_results(path: Path, queries: int, proponents: int, needles: int) -> None:
+    """Results of made-up passages, no two alike; the same each time.
+
+    Args:
+        path: Where to.
+        queries: Lines.
+        proponents: Of each.
+        needles: Words "needle0x" and so on, each of which stands in every thousandth query, in one passage.
+    """
     chance = random.Random(0)
-    passages = [" ".join(chance.choices(WORDS, k=PASSAGE_WORDS)) for _ in range(5_000)]
+    summed = list(
+        itertools.accumulate(1 / rank for rank in range(1, len(VOCABULARY) + 1))
+    )  # as frequent as words are: Zipf
     with path.open("w") as file:
         for number in range(queries):
-            chosen = [chance.randrange(len(passages)) for _ in range(proponents)]
+            words = chance.choices(VOCABULARY, cum_weights=summed, k=proponents * PASSAGE_WORDS)
+            for needle in range(needles):
+                if number % 1000 == needle:
+                    words[chance.randrange(len(words))] = f"needle{needle}x"
+            starts = range(0, len(words), PASSAGE_WORDS)
+            asked = chance.choices(VOCABULARY, k=3)
             line = {
                 "example_id": f"trex_{number}",
                 "query_set": "made",
-                "inputs_plaintext": f"Question {number}: the {chance.choice(WORDS)} of the {chance.choice(WORDS)} is",
-                "targets_plaintext": chance.choice(WORDS),
-                "proponents": [passages[place] for place in chosen],
+                "inputs_plaintext": f"Question {number}: the {asked[0]} of the {asked[1]} is",
+                "targets_plaintext": asked[2],
+                "proponents": [" ".join(words[start : start + PASSAGE_WORDS]) for start in starts],
                 "proponent_ids": [f"c4_{number}_{place}" for place in range(proponents)],
-                "proponent_scores": sorted((chance.random() for _ in chosen), reverse=True),
+                "proponent_scores": sorted((chance.random() for _ in starts), reverse=True),
                 "fact_id": f"f{number}",
                 "relation": f"P{number % 40}",
                 "frequency": number * 3,
-                "proponent_correct": [chance.random() < 0.05 for _ in chosen],
+                "proponent_correct": [chance.random() < 0.05 for _ in starts],
             }
             file.write(json.dumps(line) + "\n")
 

@@ -21,7 +21,7 @@ from pipelines.cost_flags import add_cost_arguments
 from pipelines.elements import OneByOne
 from pipelines.progress import Progress, Reporter, say
 from pipelines.scan_flags import add_query_arguments, query_set_of
-from pipelines.scanning import FetchPassages, MergeTops, Passages, Tops, write
+from pipelines.scanning import FetchPassages, MergeTops, Passage, Passages, Tops, write
 from trackstar.corpus import WorkItem
 from trackstar.cost.evaluation_commands import estimate_baseline
 from trackstar.errors import TrackStarError
@@ -205,7 +205,8 @@ def check_rejects(counts: CorpusCounts, max_reject_fraction: float) -> CorpusCou
 def fetch_texts(needed: tuple[str, list[int]]) -> Passages:
     """Texts of the winners of one work item."""
     name, positions = needed
-    return {(name, position): text for position, text in zip(positions, texts_of(name, positions), strict=True)}
+    texts = zip(positions, texts_of(name, positions), strict=True)
+    return {(name, position): Passage(text) for position, text in texts}
 
 
 def write_rankings(

@@ -18,7 +18,7 @@ from trackstar import threads
 from trackstar.devices import choose_device
 from trackstar.errors import TrackStarError
 from trackstar.index import DataFile
-from trackstar.passages import fetch_passages
+from trackstar.passages import fetch_rows
 from trackstar.queries import Change, QuerySet
 from trackstar.removal import NOTHING, Removals
 from trackstar.results import Query, Ranking, Result, write_results
@@ -26,7 +26,24 @@ from trackstar.scoring import ScanSettings, scan_files
 from trackstar.topk import TopK
 
 Tops = tuple[TopK, TopK | None]
-Passages = dict[tuple[str, int], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Passage:
+    """What results say of an example, besides its id and score.
+
+    Args:
+        text: What was encoded; empty where the index holds no texts.
+        shard: Its corpus file.
+        position: Where its record lies in the shard.
+    """
+
+    text: str
+    shard: str = ""
+    position: int = 0
+
+
+Passages = dict[tuple[str, int], Passage]
 
 
 def scan_threads(wanted: int, beam_args: Sequence[str]) -> int:
@@ -84,16 +101,18 @@ class WriteResults(beam.PTransform):
         queries: The queries, in order.
         query_set: Name of the set.
         output: Results file.
+        sources: Whether to write shards and positions, too.
     """
 
     queries: list[Query]
     query_set: str
     output: str
+    sources: bool = False
 
     def expand(self, tops: Any) -> Any:
         passages = tops | "FetchPassages" >> FetchPassages(fetch)
         return passages | "Write" >> beam.Map(
-            write, beam.pvalue.AsSingleton(tops), self.queries, self.query_set, self.output
+            write, beam.pvalue.AsSingleton(tops), self.queries, self.query_set, self.output, self.sources
         )
 
 
@@ -187,29 +206,55 @@ def winners(tops: Tops) -> Iterator[tuple[str, list[int]]]:
 
 
 def fetch(needed: tuple[str, list[int]]) -> Passages:
-    """Texts of some rows of one file; empty strings where the index holds none."""
+    """What the index says of some rows of one file; empty texts where it holds none."""
     uri, rows = needed
-    _, texts, _ = fetch_passages(uri, rows)
-    return {(uri, row): text for row, text in zip(rows, texts or [""] * len(rows), strict=True)}
+    table, metadata = fetch_rows(uri, rows, ("text", "position", "shard"))
+    columns = table.to_pydict()
+    texts = columns.get("text", [""] * len(rows))
+    shards = columns.get("shard", [metadata.get("shard", "")] * len(rows))
+    places = zip(rows, texts, shards, columns["position"], strict=True)
+    return {(uri, row): Passage(text, shard, position) for row, text, shard, position in places}
 
 
-def write(passages: list[Passages], tops: Tops | None, queries: list[Query], query_set: str, output: str) -> None:
-    """Writes the results file."""
+def write(
+    passages: list[Passages],
+    tops: Tops | None,
+    queries: list[Query],
+    query_set: str,
+    output: str,
+    sources: bool = False,
+) -> None:
+    """Writes the results file; with `sources`, shards and positions of the examples in further fields."""
     if tops is None:
         raise TrackStarError("the scan gave nothing: the pipeline lost its elements")
-    texts = {key: text for part in passages for key, text in part.items()}
-    write_results(
-        output,
-        (
-            Result(query, query_set, _ranking(tops[0], number, texts), _ranking(tops[1], number, texts))
-            for number, query in enumerate(queries)
-        ),
-    )
+    found = {key: passage for part in passages for key, passage in part.items()}
+
+    def result(number: int, query: Query) -> Result:
+        ends = [_passages(top, number, found) for top in tops]
+        if sources:
+            further = {
+                f"{end}_{name}s": [getattr(passage, name) for passage in passages]
+                for end, passages in zip(("proponent", "opponent"), ends, strict=True)
+                for name in ("shard", "position")
+            }
+            query = dataclasses.replace(query, fields={**query.fields, **further})
+        proponents, opponents = (_ranking(top, number, end) for top, end in zip(tops, ends, strict=True))
+        return Result(query, query_set, proponents, opponents)
+
+    write_results(output, (result(number, query) for number, query in enumerate(queries)))
 
 
-def _ranking(top: TopK | None, query: int, texts: Passages) -> Ranking:
+def _passages(top: TopK | None, query: int, found: Passages) -> list[Passage]:
+    if top is None:
+        return []
+    span = top.entries(query)
+    places = zip(top.files[span].tolist(), top.rows[span].tolist(), strict=True)
+    return [found[top.uris[file], row] for file, row in places]
+
+
+def _ranking(top: TopK | None, query: int, passages: Sequence[Passage]) -> Ranking:
     if top is None:
         return Ranking()
     span = top.entries(query)
-    places = [(top.uris[f], row) for f, row in zip(top.files[span].tolist(), top.rows[span].tolist(), strict=True)]
-    return Ranking([texts[place] for place in places], top.example_ids[span].to_pylist(), top.scores[span].tolist())
+    texts = [passage.text for passage in passages]
+    return Ranking(texts, top.example_ids[span].to_pylist(), top.scores[span].tolist())

@@ -11,7 +11,7 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipelines import cli, cost_flags, costs, flag_types, runner
+from pipelines import cli, cost_flags, costs, flag_types, options, runner
 from pipelines.build_index import encoder_source
 from pipelines.cost_flags import add_cost_arguments
 from pipelines.elements import OneByOne, group_files
@@ -36,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     parser.add_argument("--index", required=True, metavar="DIR", help="the index that `trackstar build-index` filled")
     add_query_arguments(parser)
+    parser.add_argument(
+        "--sources",
+        type=options.boolean,
+        default=False,
+        metavar="true|false",
+        help="write shard and position of each example into the results, too",
+    )
     add_model_arguments(parser)
     add_ranking_arguments(parser)
     run = parser.add_argument_group("the run")
@@ -76,6 +83,7 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
             queries=queries,
             query_set=query_set_of(args),
             output=args.output,
+            sources=args.sources,
             reporter=progress.reporter,
         )
         runner.run_pipeline(lambda pipeline: pipeline | "ScoreIndex" >> transform, beam_args)
@@ -159,6 +167,7 @@ class ScoreIndex(beam.PTransform):
         queries: The queries, in order.
         query_set: Name of the set.
         output: Results file.
+        sources: Whether to write shards and positions, too.
         reporter: Where progress goes.
     """
 
@@ -167,13 +176,14 @@ class ScoreIndex(beam.PTransform):
     queries: list[Query]
     query_set: str
     output: str
+    sources: bool
     reporter: Reporter
 
     def expand(self, root: Any) -> Any:
         return (
             root
             | ScanIndex(self.elements, self.scan, self.reporter)
-            | WriteResults(self.queries, self.query_set, self.output)
+            | WriteResults(self.queries, self.query_set, self.output, self.sources)
         )
 
 

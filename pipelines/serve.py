@@ -1,8 +1,9 @@
 """Serves an index: type a prompt and what the model said, and see the training examples behind it, out of all of them.
 
-The page is at the address that is printed; programs ask the same server by HTTP (docs/api.md). Traces are exact: each one scans
-the whole index, with progress, and can be cancelled; those that come meanwhile wait their turn. Every trace takes the index's
-last snapshot, so a server goes on while the index is brought up to date, and what is taken down is in no result from then on.
+The page is at the address that is printed; programs ask the same server by HTTP (docs/api.md). Traces are exact: the whole
+index is scanned, with progress, and each can be cancelled; those that come meanwhile wait, and share the next scan. Every scan
+takes the index's last snapshot, so a server goes on while the index is brought up to date, and what is taken down is in no result
+from then on.
 
 Without --host it answers to this machine alone. There is no password: whoever reaches another address may ask.
 """
@@ -12,6 +13,7 @@ import dataclasses
 import logging
 
 from pipelines import cli, flag_types
+from pipelines.address_flags import add_address_arguments
 from pipelines.progress import say
 from trackstar.server import connections
 from trackstar.server.app import make_app
@@ -56,16 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--task_mixing", type=flag_types.fraction, metavar="X", help="λ of R = λ R_eval + (1−λ) R_train (crossing rule)"
     )
     group = parser.add_argument_group("the address")
-    group.add_argument(
-        "--host", default="127.0.0.1", help="name or address to listen at; 0.0.0.0: at all of this machine's"
-    )
-    group.add_argument(
-        "--port",
-        type=flag_types.port_or_auto,
-        default=listening.AUTO,
-        metavar="N",
-        help=f"port; 0: any that is free; auto: {listening.PREFERRED_PORT}, or any",
-    )
+    add_address_arguments(group)
     group.add_argument(
         "--allowed_host",
         nargs="+",

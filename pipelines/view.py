@@ -11,6 +11,7 @@ import webbrowser
 from collections.abc import Iterator
 
 from pipelines import cli, flag_types
+from pipelines.address_flags import add_address_arguments
 from pipelines.progress import say
 from trackstar import storage
 from trackstar.amounts import human_bytes
@@ -43,19 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="proponents, and opponents, of each query that the file holds (all); metrics stay those of all",
     )
     server = parser.add_argument_group("the server")
-    server.add_argument(
-        "--host",
-        default="127.0.0.1",
-        metavar="ADDRESS",
-        help="interface to listen on; 0.0.0.0 lets everybody on the network read the results",
-    )
-    server.add_argument(
-        "--port",
-        type=flag_types.port_or_auto,
-        default=listening.AUTO,
-        metavar="N",
-        help=f"port; 0: any that is free; auto: {listening.PREFERRED_PORT}, or any",
-    )
+    add_address_arguments(server)
     server.add_argument("--no_browser", action="store_true", help="print the address and open no browser")
 
 
@@ -69,7 +58,7 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     if len(set(names)) < len(names):
         raise TrackStarError(f"two files would have the same name ({', '.join(names)}); tell them apart with --names")
     facts = read_facts(args.facts) if args.facts else None
-    with opened(names, args.results, facts) as runs:
+    with opened(names, args.results, facts, searches_passages=args.export is None) as runs:
         if args.export:
             export_page(args.export, runs, args.max_proponents)
         else:
@@ -78,12 +67,14 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
 
 
 @contextlib.contextmanager
-def opened(names: list[str], uris: list[str], facts: dict[str, Fact] | None) -> Iterator[list[Run]]:
+def opened(
+    names: list[str], uris: list[str], facts: dict[str, Fact] | None, searches_passages: bool = False
+) -> Iterator[list[Run]]:
     """The files, open until the block ends; says how far reading is where it takes long."""
     with contextlib.ExitStack() as stack:
         runs = []
         for name, uri in zip(names, uris, strict=True):
-            file = open_run(name, storage.normalise(uri), facts, _teller(uri))
+            file = open_run(name, storage.normalise(uri), facts, _teller(uri), searches_passages)
             stack.callback(file.close)
             say(f"{uri}: {len(file.rows):,} queries")
             runs.append(file)

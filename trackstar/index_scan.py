@@ -1,4 +1,4 @@
-"""One query against all files of an index in this process: group after group, with progress, until somebody cancels."""
+"""Queries against all files of an index in this process, group after group."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -11,58 +11,65 @@ from trackstar.queries import Change, QuerySet
 from trackstar.removal import Removals
 from trackstar.scoring import ScanSettings, scan_files
 from trackstar.topk import TopK
-from trackstar.trace import RankedExample, TraceCancelledError, TraceProgress
+from trackstar.trace import RankedExample, TraceProgress
 
 _GROUP_BYTES = 256 << 20
-"""Bytes that are scanned between two looks at `cancel`: a twentieth of a second from memory."""
+"""Bytes that are scanned between two reports: a twentieth of a second from memory."""
 _COLUMNS = ("example_id", "text", "shard", "position", "loss", "num_tokens")
 
 OnProgress = Callable[[TraceProgress], None]
-Tops = tuple[TopK, TopK | None]
 
 
-def scan_index(
-    files: Sequence[DataFile],
-    queries: QuerySet,
-    settings: ScanSettings,
-    change: Change | None,
-    removals: Removals,
-    kept: KeptFiles,
-    tell: OnProgress,
-    cancel: Callable[[], bool] | None = None,
-) -> Tops:
-    """The k best rows of all files, for one query; as `scoring.scan_files` of all of them.
+class IndexScan:
+    """The k best rows of all files, for every query; as `scoring.scan_files` of all of them.
+
+    Iterating over it scans, and tells how far it is: before the first group of files, and after each. The rankings are those of
+    what was scanned so far.
 
     Args:
         files: Files of one index.
-        queries: One encoded query.
+        queries: Encoded queries; best folded already, which otherwise happens once a group.
         settings: How to score.
         change: Change of preconditioner, or None for the index's own.
         removals: What was taken down.
         kept: Opens the files.
-        tell: Told after each group of files how far the scan is.
-        cancel: Asked before each group; says True to stop.
-
-    Raises:
-        TrackStarError: as `scoring.scan_files`.
-        TraceCancelledError: cancelled.
     """
-    folded = queries if change is None else queries.fold(change)  # once, and not once a group
-    best: Tops = (
-        TopK.empty(len(queries), settings.top_k),
-        TopK.empty(len(queries), settings.top_k, largest=False) if settings.opponents else None,
-    )
-    total, done, num_examples = sum(file.num_bytes for file in files), 0, 0
-    tell(TraceProgress("scanning", 0, total, 0))
-    for group in _groups(files):
-        check_cancelled(cancel)
-        uris = [file.uri for file in group]
-        best = _merged(best, scan_files(uris, folded, settings, change, removals, kept.open))
-        done += sum(file.num_bytes for file in group)
-        num_examples += sum(file.num_rows for file in group)
-        tell(TraceProgress("scanning", done, total, num_examples))
-    check_cancelled(cancel)
-    return best
+
+    def __init__(
+        self,
+        files: Sequence[DataFile],
+        queries: QuerySet,
+        settings: ScanSettings,
+        change: Change | None,
+        removals: Removals,
+        kept: KeptFiles,
+    ):
+        self.proponents = TopK.empty(len(queries), settings.top_k)
+        self.opponents = TopK.empty(len(queries), settings.top_k, largest=False) if settings.opponents else None
+        self._files = files
+        self._queries = queries
+        self._settings = settings
+        self._change = change
+        self._removals = removals
+        self._kept = kept
+
+    def __iter__(self) -> Iterator[TraceProgress]:
+        """Scans, group after group.
+
+        Raises:
+            TrackStarError: as `scoring.scan_files`.
+        """
+        total, done, num_examples = sum(file.num_bytes for file in self._files), 0, 0
+        yield TraceProgress("scanning", 0, total, 0)
+        for group in _groups(self._files):
+            uris = [file.uri for file in group]
+            found = scan_files(uris, self._queries, self._settings, self._change, self._removals, self._kept.open)
+            self.proponents = TopK.merge([self.proponents, found[0]])
+            if self.opponents is not None and found[1] is not None:
+                self.opponents = TopK.merge([self.opponents, found[1]])
+            done += sum(file.num_bytes for file in group)
+            num_examples += sum(file.num_rows for file in group)
+            yield TraceProgress("scanning", done, total, num_examples)
 
 
 def read_ranking(top: TopK) -> tuple[RankedExample, ...]:
@@ -97,12 +104,6 @@ def read_ranking(top: TopK) -> tuple[RankedExample, ...]:
     return tuple(found[place] for place in range(len(top)))
 
 
-def check_cancelled(cancel: Callable[[], bool] | None) -> None:
-    """Raises TraceCancelledError where `cancel` says so."""
-    if cancel is not None and cancel():
-        raise TraceCancelledError("the trace was cancelled")
-
-
 def _groups(files: Sequence[DataFile]) -> Iterator[list[DataFile]]:
     """Neighbouring files, as many as stay under `_GROUP_BYTES`; at least one."""
     group: list[DataFile] = []
@@ -115,8 +116,3 @@ def _groups(files: Sequence[DataFile]) -> Iterator[list[DataFile]]:
         size += file.num_bytes
     if group:
         yield group
-
-
-def _merged(one: Tops, other: Tops) -> Tops:
-    opponents = [top for top in (one[1], other[1]) if top is not None]
-    return TopK.merge([one[0], other[0]]), TopK.merge(opponents) if opponents else None

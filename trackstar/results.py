@@ -16,6 +16,7 @@ from trackstar.errors import TrackStarError
 
 _QUERY_FIELDS = ("example_id", "inputs_plaintext", "targets_plaintext")
 _LISTS = ("proponents", "proponent_ids", "proponent_scores", "opponents", "opponent_ids", "opponent_scores")
+_SOURCES = ("proponent_shards", "proponent_positions", "opponent_shards", "opponent_positions")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +97,7 @@ def read_queries(uri: str) -> list[Query]:
     queries: list[Query] = []
     seen: dict[str, int] = {}
     for number, where, fields in read_objects(uri):
-        query = _query(fields, len(queries), where, left_out=(*_LISTS, "query_set"))
+        query = _query(fields, len(queries), where, left_out=(*_LISTS, *_SOURCES, "query_set"))
         if query.example_id in seen:
             first = seen[query.example_id]
             raise TrackStarError(f"{where}: example_id {query.example_id!r} was used on line {first} already")

@@ -11,31 +11,35 @@ import dataclasses
 import hashlib
 import os
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from trackstar import removal, storage, threads
-from trackstar.batching import Example
-from trackstar.completion import check_unicode, greedy
+from trackstar.completion import greedy
 from trackstar.encoder import Encoder, EncoderSource
 from trackstar.errors import TrackStarError
 from trackstar.explaining import explain_examples
 from trackstar.index import Index, Snapshot
-from trackstar.index_scan import OnProgress, check_cancelled, read_ranking, scan_index
+from trackstar.index_scan import OnProgress
 from trackstar.kept_files import KeptFiles
 from trackstar.models import LoadedModel
-from trackstar.queries import QuerySet
 from trackstar.query_encoding import TaskPreconditioner, task_preconditioner
 from trackstar.removal import Removals
 from trackstar.removed_items import load_removals
-from trackstar.results import Query
-from trackstar.scoring import ScanSettings
 from trackstar.spec import Spec
-from trackstar.tokenization import UnusableRecordError
 from trackstar.trace import Explanation, RankedExample, Trace, TraceCancelledError, TraceProgress
+from trackstar.trace_batch import Outcome, TraceQuery, TraceSource, query_example, trace_batch
 
-__all__ = ["Explanation", "RankedExample", "Trace", "TraceCancelledError", "TraceProgress", "Tracer", "open_index"]
+__all__ = [
+    "Explanation",
+    "RankedExample",
+    "Trace",
+    "TraceCancelledError",
+    "TraceProgress",
+    "TraceQuery",
+    "Tracer",
+    "open_index",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,32 +211,38 @@ class Tracer:
             TrackStarError: an empty target; prompt and target too long together; top_k not positive; a damaged file.
             TraceCancelledError: cancelled.
         """
-        started = time.perf_counter()
-        state, encoder = self._state, self.encoder
-        settings = ScanSettings(top_k, opponents, device=str(encoder.loaded.device))
-        query = Query(example_id or _name(prompt, target), prompt, target)
+        query = TraceQuery(prompt, target, top_k, opponents, example_id, on_progress, cancel)
+        [(_, outcome)] = self.trace_all([query])
+        if isinstance(outcome, TrackStarError):
+            raise outcome
+        return outcome
+
+    def trace_all(self, queries: Sequence[TraceQuery]) -> Iterator[tuple[int, Outcome]]:
+        """Finds the same for several queries, with one scan of the index for all of them.
+
+        Args:
+            queries: Each with its own settings, progress and cancelling.
+
+        Returns:
+            The number of each query with its trace, or with the error that `trace` would raise, as soon as that is known. What
+            each gets is what it would get alone.
+
+        Raises:
+            TrackStarError: the index was opened without a model.
+        """
+        state = self._state
         removals = self._removals(state.index)
         files = [file for file in state.snapshot.files if file.shard not in removals.shards]
-        total = sum(file.num_bytes for file in files)
-        tell = on_progress or (lambda progress: None)
-        tell(TraceProgress("encoding", 0, total, 0))
-        example = self._query_example(prompt, target)
-        vectors, loss = self._encode(example)
-        check_cancelled(cancel)
-        highest, lowest = scan_index(files, vectors, settings, self._task.change, removals, self._files, tell, cancel)
-        num_examples = sum(file.num_rows for file in files)
-        tell(TraceProgress("reading", total, total, num_examples))
-        return Trace(
-            query,
-            read_ranking(highest),
-            () if lowest is None else read_ranking(lowest),
-            loss=loss,
-            num_target_tokens=example.num_targets,
-            version=state.snapshot.version,
-            num_examples=num_examples,
-            seconds=time.perf_counter() - started,
-            scored_with=self._scored_with,
+        source = TraceSource(
+            self.encoder,
+            files,
+            state.snapshot.version,
+            removals,
+            self._files,
+            self._task.change,
+            self._scored_with,
         )
+        return trace_batch(source, queries)
 
     def explain(
         self,
@@ -272,8 +282,13 @@ class Tracer:
         for example in examples:
             if example.shard in removals.shards or removals.covers(example.example_id):
                 raise TrackStarError(f"{example.example_id}: was taken down after this trace was made; trace again")
-        query = self._query_example(trace.query.prompt, trace.query.target)
-        return explain_examples(self.encoder, query, examples, by_target, lambda: check_cancelled(cancel))
+        query = query_example(self.encoder, trace.query.prompt, trace.query.target)
+
+        def check() -> None:
+            if cancel is not None and cancel():
+                raise TraceCancelledError("the explanation was cancelled")
+
+        return explain_examples(self.encoder, query, examples, by_target, check)
 
     @property
     def _scored_with(self) -> str:
@@ -307,38 +322,6 @@ class Tracer:
             )
         self._encoder = encoder
 
-    def _query_example(self, prompt: str, target: str) -> Example:
-        """The query's tokens.
-
-        Raises:
-            TrackStarError: it cannot be used, or is too long to be used whole.
-        """
-        tokenization = self.encoder.tokenization
-        check_unicode(prompt + target)
-        try:
-            whole = dataclasses.replace(tokenization, max_length=len(prompt) + len(target) + (1 << 20))
-            example = whole.query("", prompt, target)
-        except UnusableRecordError as error:
-            raise TrackStarError(f"this query cannot be traced: {error}") from error
-        count, most = len(example.input_ids), tokenization.max_length
-        if count > most:
-            raise TrackStarError(
-                f"prompt and target have {count:,} tokens, {example.num_targets:,} of them the target's, and the index "
-                f"was fitted for {most:,} (max_length): shorten the prompt by {count - most:,} tokens or more"
-            )
-        return example
-
-    def _encode(self, example: Example) -> tuple[QuerySet, float]:
-        """φ of the query, and its loss."""
-        projected = self.encoder.project([example])
-        for reason in projected.too_large.values():
-            raise TrackStarError(f"this query cannot be traced: {reason}; shorten it")
-        vectors, norms = self.encoder.finish(projected.gradients)
-        norm, loss = float(norms[0]), float(projected.losses[0])
-        if not 0.0 < norm < float("inf"):
-            raise TrackStarError(f"this query cannot be traced: its gradient has norm {norm} (loss {loss:.6g})")
-        return QuerySet(vectors.cpu(), norms.cpu()), loss
-
     def _removals(self, index: Index) -> Removals:
         """What is taken down by now: asked for every trace, since it counts from the moment it is said."""
         names = tuple(info.uri for info in storage.list(storage.join(index.uri, removal.FOLDER)))
@@ -364,7 +347,3 @@ def _of_ranks(ranked: Sequence[RankedExample], ranks: Sequence[int] | int | None
                 f"rank {rank}: this trace has {len(ranked)} {end}{asked}; for more, trace with a larger top_k"
             )
     return [ranked[rank - 1] for rank in wanted]
-
-
-def _name(prompt: str, target: str) -> str:
-    return hashlib.sha256(repr((prompt, target)).encode()).hexdigest()[:12]

@@ -252,6 +252,29 @@ def test_results_carry_the_queries_fields_and_texts(doubled: tuple[World, Path],
     assert not (index / "queries").exists() or not list((index / "queries").iterdir())
 
 
+def test_results_say_where_examples_come_from_where_that_is_asked_for(
+    doubled: tuple[World, Path], tmp_path: Path
+) -> None:
+    world, index = doubled
+    assert score(world, index, tmp_path / "plain.jsonl") == 0
+    assert score(world, index, tmp_path / "r.jsonl", "--sources", "true") == 0
+    places = {}
+    for file in Index.open(str(index)).snapshot().files:
+        table = pq.read_table(file.uri, columns=["example_id", "position"]).to_pydict()
+        places |= {i: (file.shard, at) for i, at in zip(table["example_id"], table["position"], strict=True)}
+    pairs = zip(*((tmp_path / f"{name}.jsonl").read_text().splitlines() for name in ("plain", "r")), strict=True)
+    for plain, line in pairs:
+        result = json.loads(line)
+        for end in ("proponent", "opponent"):
+            found = zip(result.pop(f"{end}_shards"), result.pop(f"{end}_positions"), strict=True)
+            assert list(found) == [places[i] for i in result[f"{end}_ids"]]
+        assert result == json.loads(plain)
+    again = read_queries(
+        str(tmp_path / "r.jsonl")
+    )  # a results file is a queries file, and these would be another run's
+    assert [set(query.fields) for query in again] == [{"fact_id"}, {"weight"}, set()]
+
+
 def test_a_kept_task_hessian_gives_the_same_results(doubled: tuple[World, Path], tmp_path: Path) -> None:
     world, index = doubled
     kept = str(tmp_path / "r_eval")

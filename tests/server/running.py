@@ -2,12 +2,13 @@
 
 import contextlib
 import dataclasses
+import functools
 import http.client
 import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import uvicorn
@@ -18,6 +19,7 @@ from trackstar.server.guard import Access
 from trackstar.server.limits import Limits
 from trackstar.server.service import Service
 from trackstar.trace import TraceProgress
+from trackstar.trace_batch import Outcome, TraceQuery
 from trackstar.viewer import listening
 
 SECONDS = 30.0
@@ -159,6 +161,8 @@ class Gated:
         self._tracer = tracer
         self._steps = threading.Semaphore(0)
         self._open = threading.Event()
+        self.batches: list[int] = []
+        """How many queries each scan has answered, or tried to."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tracer, name)
@@ -171,13 +175,17 @@ class Gated:
         """Lets everything through from now on."""
         self._open.set()
 
-    def trace(self, *words: Any, on_progress: Any, cancel: Any, **named: Any) -> Any:
-        """The tracer's own, with a gate at each report."""
+    def trace_all(self, queries: Sequence[TraceQuery]) -> Iterator[tuple[int, Outcome]]:
+        """The tracer's own, with a gate at each report of a scan; cancelling one of its queries opens it."""
+        self.batches.append(len(queries))
 
-        def report(progress: TraceProgress) -> None:
-            on_progress(progress)
-            while progress.stage == "scanning" and not self._open.is_set() and not cancel():
-                if self._steps.acquire(timeout=0.01):
+        def report(query: TraceQuery, progress: TraceProgress) -> None:
+            query.tell(progress)
+            while progress.stage == "scanning" and not self._open.is_set():
+                if any(other.is_cancelled for other in queries) or self._steps.acquire(timeout=0.01):
                     break
 
-        return self._tracer.trace(*words, on_progress=report, cancel=cancel, **named)
+        last = dataclasses.replace(
+            queries[-1], on_progress=functools.partial(report, queries[-1])
+        )  # told after the others
+        return self._tracer.trace_all([*queries[:-1], last])

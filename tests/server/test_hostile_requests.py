@@ -334,7 +334,7 @@ def test_faults_are_not_told(gated: Gated, caplog: pytest.LogCaptureFixture) -> 
         def __getattr__(self, name: str) -> Any:
             return getattr(gated, name)
 
-        def trace(self, *words: Any, **named: Any) -> Any:
+        def trace_all(self, queries: Any) -> Any:
             raise ZeroDivisionError("a secret of /root")
 
         def complete(self, *words: Any) -> Any:
@@ -349,3 +349,32 @@ def test_faults_are_not_told(gated: Gated, caplog: pytest.LogCaptureFixture) -> 
         assert b"secret" not in answer.body + json.dumps(found).encode()
         assert server.ended(server.ask())["state"] == "failed"  # the thread that runs traces has outlived it
     assert "a secret of /root" in caplog.text  # the server's log tells it
+
+
+def test_one_query_that_breaks_a_scan_breaks_it_for_nobody_else(gated: Gated, tracer: Tracer) -> None:
+    class Fragile:
+        """A tracer that breaks at one query, in the middle of a scan."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(gated, name)
+
+        def trace_all(self, queries: Any) -> Iterator[Any]:
+            for number, outcome in gated.trace_all(queries):
+                if queries[number].target == " poison":
+                    raise ZeroDivisionError("a secret of /root")
+                yield number, outcome
+
+    targets = [" Rome", " old river", " poison", " Italy", " green"]
+    with running(Fragile()) as server:
+        first = server.ask()
+        server.state(first, "running")
+        ids = [server.ask(target=target) for target in targets]
+        gated.open()
+        found = [server.ended(trace_id) for trace_id in ids]
+        assert gated.batches == [1, 5, 1, 1, 1]
+        assert [trace["state"] for trace in found] == ["done", "done", "failed", "done", "done"]
+        assert found[2]["error"]["code"] == "internal"
+        for target, trace in zip(targets, found, strict=True):
+            if trace["state"] == "done":
+                alone = tracer.trace(QUERY["prompt"], target, QUERY["top_k"])
+                assert trace["result"]["proponent_scores"] == [example.score for example in alone.proponents]

@@ -40,6 +40,9 @@ def test_a_trace_is_shown_as_any_result(opener: Opener, own: Running) -> None:  
     assert page.locator(".passage-text").all_inner_texts() == record["proponents"]
     assert page.locator(".passage .score").all_inner_texts() == [f"{score:.4f}" for score in record["proponent_scores"]]
     expect(page.locator("#runs")).to_have_text("live")
+    for place, passage in enumerate(page.locator(".passage").all()):
+        position = f" · position {record['proponent_positions'][place]:,}"
+        assert passage.locator(".origin").last.inner_text().startswith(record["proponent_shards"][place] + position)
     expect(page.locator(".live-progress")).to_be_hidden()
     expect(page.locator("#toast")).to_contain_text("Traced in")
 
@@ -101,7 +104,23 @@ def test_tokens_are_shaded_on_request(opener: Opener, own: Running) -> None:  # 
     assert page.locator(".passage .token").count() == 0
     page.get_by_label("Explain the first").fill("2")
     page.get_by_role("button", name="Shade tokens").click()
-    expect(page.locator(".live-layers tbody tr")).to_have_count(2)
+    rows = page.locator(".live-layers tbody tr")
+    expect(rows).to_have_count(2)
+    (trace,) = own.get("/traces")["traces"]
+    asked = {"ranks": [1, 2], "end": "proponents"}
+    found = own.call("POST", f"/api/v1/traces/{trace['id']}/explanations", asked).json["explanations"]
+    for row, explained in zip(rows.all(), found, strict=True):
+        assert row.locator(".live-shaded").text_content() == QUERY["target"]
+        of_target = [
+            value for start, _, value in explained["query"]["target_segments"] if start >= len(QUERY["prompt"])
+        ]
+        assert sum(of_target) == pytest.approx(explained["score"], abs=1e-4)  # the prompt's tokens are not predicted
+        titles = [token.get_attribute("title") for token in row.locator(".token").all()]
+        assert [float(title or "nan") for title in titles] == pytest.approx(of_target, abs=6e-5)
+        kinds = ["for" if value >= 0 else "against" for value in of_target]
+        assert [f"token {kind}" for kind in kinds] == [t.get_attribute("class") for t in row.locator(".token").all()]
+        layers = sorted(explained["layers"], key=lambda layer: -abs(layer["contribution"]))
+        expect(row.locator("td").last).to_contain_text(f"{layers[0]['kind']} {layers[0]['layer']}: ")
     for place in range(5):
         shaded = page.locator(".passage").nth(place).locator(".token").count()
         assert (shaded > 0) == (place < 2)
@@ -149,24 +168,19 @@ def test_keyboard_alone(opener: Opener, own: Running) -> None:  # noqa: F811
         assert focused == name
 
 
-def _of_panel(page: Page) -> list[str]:
-    """What axe finds; that a phone shows the list or the query, and so at times no main part, is the page's affair."""
-    return [found for found in _violations(page) if not found.startswith("landmark-one-main")]
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
 def test_every_look(opener: Opener, own: Running, scheme: Any, size: Any) -> None:  # noqa: F811
     page = opener(url(own), color_scheme=scheme, viewport=size)
-    assert _of_panel(page) == []
+    assert _violations(page) == []
     ask(page)
     expect(page.locator(".passage")).to_have_count(5)
     if size == NARROW:
         page.get_by_role("button", name="← Queries").click()
     page.get_by_role("button", name="Shade tokens").click()
     expect(page.locator(".live-layers tbody tr")).to_have_count(5)
-    assert _of_panel(page) == []
+    assert _violations(page) == []
     if size == NARROW:
         page.get_by_role("button", name="← Queries").click()
     page.get_by_text("History").click()
-    assert _of_panel(page) == []
+    assert _violations(page) == []

@@ -78,6 +78,9 @@ def test_explanations_add_up_to_the_score(server: Running, end: str) -> None:
             ends = [0] + [part[1] for part in tokens["segments"]]
             assert all(before <= part[0] < part[1] for before, part in zip(ends, tokens["segments"], strict=False))
             assert ends[-1] <= len(tokens["text"])
+            inside = [i for i, (start, end) in enumerate(tokens["spans"]) if end > start]  # not an end of text
+            for name, values in (("segments", "by_position"), ("target_segments", "by_target")):
+                assert sum(part[2] for part in tokens[name]) == pytest.approx(sum(tokens[values][i] for i in inside))
         assert explained["document"]["text"] == trace["result"][end][place]
 
 
@@ -136,6 +139,45 @@ def test_cancelling(gated: Gated) -> None:
             assert (answer.status, answer.json["state"]) == (200, "done")
         assert server.get(f"/traces/{third}")["result"] == done["result"]
         assert server.call("DELETE", "/api/v1/traces/nonsense").status == 404
+
+
+def test_traces_that_wait_together_share_a_scan(gated: Gated, tracer: Tracer) -> None:
+    """Each keeps its own size, progress, cancelling and place in the history, and gets what it would get alone."""
+    asked = [
+        {"prompt": PROMPTS[0], "target": TARGETS[0], "top_k": 3, "opponents": True},
+        {"prompt": PROMPTS[1], "target": TARGETS[1], "top_k": 40, "opponents": False},
+        {"prompt": PROMPTS[2], "target": TARGETS[2], "top_k": 1, "opponents": True},
+        {"prompt": PROMPTS[3], "target": TARGETS[3], "top_k": 7, "opponents": False},
+    ]
+    with running(gated, max_batch=3) as server:
+        first = server.ask()
+        server.state(first, "running")
+        ids = [server.ask(**fields) for fields in asked]
+        assert [server.get(f"/traces/{trace_id}")["before"] for trace_id in ids] == [0, 1, 2, 3]
+        assert server.call("DELETE", f"/api/v1/traces/{first}").status == 200  # its scan ends, the next begins
+        for trace_id in ids[:3]:
+            scanning = server.state(trace_id, "running")
+            assert scanning["before"] == 0
+        assert server.get(f"/traces/{ids[3]}")["state"] == "queued"
+        gated.step()
+        wait_for(
+            lambda: [server.get(f"/traces/{trace_id}")["progress"]["fraction"] for trace_id in ids[:3]],
+            lambda shares: min(shares) > 0,
+        )
+        assert server.call("DELETE", f"/api/v1/traces/{ids[1]}").status == 200
+        assert server.ended(ids[1])["state"] == "cancelled"
+        gated.open()
+        found = [server.ended(trace_id) for trace_id in ids]
+        assert [trace["state"] for trace in found] == ["done", "cancelled", "done", "done"]
+        assert gated.batches == [1, 3, 1]
+        assert [trace["id"] for trace in server.get("/traces")["traces"]] == [first, *ids][::-1]
+    for fields, trace in zip(asked, found, strict=True):
+        if trace["state"] == "cancelled":
+            continue
+        alone = tracer.trace(fields["prompt"], fields["target"], fields["top_k"], fields["opponents"])
+        for end, examples in (("proponent", alone.proponents), ("opponent", alone.opponents)):
+            assert trace["result"][f"{end}_ids"] == [example.example_id for example in examples]
+            assert trace["result"][f"{end}_scores"] == [example.score for example in examples]
 
 
 def test_a_trace_that_is_not_done_cannot_be_explained(gated: Gated) -> None:

@@ -17,15 +17,16 @@ from tests.encoders import make_encoder
 from tests.tiny_models import ARCHITECTURES, VOCABULARY, tiny_model, tiny_tokenizer
 from tests.trackstar.test_encoder import fitted
 from tests.trackstar.test_gradients import random_moments
-from trackstar.batching import Example
+from trackstar.batching import Example, collate
 from trackstar.encoder import Encoder
 from trackstar.errors import TrackStarError
 from trackstar.forward_mode import Directions, loss_derivatives
+from trackstar.gradients import ProjectingSink
 from trackstar.models import LoadedModel, WeightInfo, prepare_model
 from trackstar.preconditioner import mix
 from trackstar.projection import projection
 from trackstar.second_moments import Exact, Factored, SecondMoments
-from trackstar.token_influence import Contributions, contributions
+from trackstar.token_influence import Contributions, ContributionSink, contributions
 from trackstar.token_text import pieces_of, spans_of
 from trackstar.tokenization import Tokenization
 from trackstar.trace import Segment, TokenContributions
@@ -175,6 +176,45 @@ def check_sums(found: Contributions, tolerance: float = 1e-4) -> None:
     for field in dataclasses.fields(found)[2:]:
         values = getattr(found, field.name)
         assert values.sum() == pytest.approx(found.score, abs=tolerance * max(1.0, np.abs(values).max())), field.name
+
+
+@pytest.mark.parametrize("kind", ["none", "exact"])
+@pytest.mark.parametrize("layout", ["blocks", "weights"])
+def test_before_the_division_by_the_norm_contributions_sum_exactly(kind: str, layout: str) -> None:
+    """With small whole numbers, and halves and quarters for 1/√V, float32 rounds nothing: every sum is to be equal, not near."""
+    loaded = prepare_model(tiny_model("gpt2"))
+    generator = torch.Generator().manual_seed(2)
+
+    def whole(*shape: int) -> torch.Tensor:
+        return torch.randint(-2, 3, shape, generator=generator).float()
+
+    blocks = make_encoder(loaded, layout=layout).layout
+    roots = {w.name: 2.0 ** torch.randint(0, 3, (w.outputs, w.inputs), generator=generator) for w in loaded.weights}
+    moments = SecondMoments("adamw", 0.0, {name: Exact(root**2) for name, root in roots.items()})
+    given = {w.name: (whole(w.outputs, 3), whole(w.inputs, 2)) for w in loaded.weights}
+    exact = moments if kind == "exact" else None
+    projecting = ProjectingSink(loaded.weights, blocks, 3, 2, 0, exact, projections=given)
+    directions = whole(2, len(blocks.names), 3, 2)
+    sink = ContributionSink(projecting, loaded, directions)
+    size, width = 3, 5
+    sink.begin(collate(made_up((width,) * size)))
+    expected = torch.zeros(size, 2, width, len(loaded.weights), dtype=torch.float64)
+    for number, weight in enumerate(loaded.weights):
+        a, s = whole(size, width, weight.inputs), whole(size, width, weight.outputs)
+        sink.backward(weight, sink.forward(weight, a), s)
+        left, right = (part.double() for part in given[weight.name])
+        divided = roots[weight.name].double() if kind == "exact" else torch.ones(weight.outputs, weight.inputs)
+        for k, direction in enumerate(directions[:, blocks.block_of[weight.name]].double()):
+            matrix = left @ direction @ right.T / divided
+            expected[:, k, :, number] = torch.einsum("btm,mn,btn->bt", s.double(), matrix, a.double())
+    assert expected.abs().max() > 1_000
+    assert torch.equal(sink.contributions.double(), expected)
+    products = torch.einsum("bide,kide->bk", projecting.encodings.double(), directions.double())  # E·U
+    assert torch.equal(sink.contributions.double().sum(dim=(2, 3)), products)
+    for block in range(len(blocks.names)):
+        mine = [number for number, weight in enumerate(loaded.weights) if blocks.block_of[weight.name] == block]
+        part = torch.einsum("bde,kde->bk", projecting.encodings[:, block].double(), directions[:, block].double())
+        assert torch.equal(sink.contributions.double()[..., mine].sum(dim=(2, 3)), part)
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))

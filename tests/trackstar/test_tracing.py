@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import html.parser
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from trackstar.trace import (
     TraceProgress,
     WeightContribution,
 )
-from trackstar.tracing import Tracer, open_index
+from trackstar.tracing import TraceQuery, Tracer, open_index
 
 pytest_plugins = ["tests.gcs"]
 
@@ -262,6 +263,76 @@ def test_progress_and_cancelling(tracers: dict[str, Tracer], monkeypatch: pytest
     with pytest.raises(TraceCancelledError):
         tracer.explain(trace, cancel=lambda: True)
     assert tracer.trace(PROMPT, TARGET).proponents == trace.proponents
+
+
+QUERIES = [
+    TraceQuery(PROMPT, TARGET, 5),
+    TraceQuery("Rome is a", "green river", 40, opponents=True, example_id="mine"),
+    TraceQuery(PROMPT, ""),
+    TraceQuery("", "The old city of Italy", 1, opponents=True),
+    TraceQuery(PROMPT, "Rome", 0),
+    TraceQuery("seven", "old", 350),
+]
+
+
+@pytest.mark.parametrize("name", list(SETTINGS))
+@pytest.mark.parametrize("task_hessian", ["none", "identity"])
+def test_queries_that_share_a_scan_get_what_each_would_alone(built: Built, name: str, task_hessian: str) -> None:
+    """To the last bit: "identity" changes the preconditioner, where a product for several queries could round otherwise."""
+    tracer = built.tracer(name, task_hessian=task_hessian)
+    found = dict(tracer.trace_all(QUERIES))
+    assert sorted(found) == list(range(len(QUERIES)))
+    for number, query in enumerate(QUERIES):
+        outcome = found[number]
+        settings = {"opponents": query.opponents, "example_id": query.example_id}
+        if isinstance(outcome, TrackStarError):
+            with pytest.raises(TrackStarError, match=re.escape(str(outcome))):
+                tracer.trace(query.prompt, query.target, query.top_k, **settings)
+        else:
+            alone = tracer.trace(query.prompt, query.target, query.top_k, **settings)
+            assert outcome == dataclasses.replace(alone, seconds=outcome.seconds)
+    failed = [number for number, outcome in found.items() if isinstance(outcome, TrackStarError)]
+    assert failed == [2, 4]
+
+
+def test_a_scan_reads_the_index_once_for_all_queries(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracer = built.tracer()
+    opened: list[str] = []
+    plain = tracer._files.open
+    monkeypatch.setattr(tracer._files, "open", lambda uri, dimension: opened.append(uri) or plain(uri, dimension))
+    assert len(list(tracer.trace_all(QUERIES))) == len(QUERIES)
+    assert sorted(opened) == sorted(file.uri for file in tracer._state.snapshot.files)
+
+
+def test_one_query_of_a_scan_is_cancelled_and_the_others_go_on(
+    tracers: dict[str, Tracer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trackstar.index_scan._GROUP_BYTES", 1)
+    tracer = tracers["pooled"]
+    told: dict[int, list[TraceProgress]] = {0: [], 1: [], 2: []}
+    stops = {0: lambda: False, 1: lambda: len(told[1]) >= 4, 2: lambda: len(told[2]) >= 1}
+    queries = [
+        TraceQuery(PROMPT, target, 4, on_progress=told[number].append, cancel=stops[number])
+        for number, target in enumerate([TARGET, "Rome", "green"])
+    ]
+    found = list(tracer.trace_all(queries))
+    assert [number for number, _ in found] == [2, 1, 0]  # each as soon as it ends
+    assert [isinstance(outcome, TraceCancelledError) for _, outcome in found] == [True, True, False]
+    assert [len(told[number]) for number in (1, 2)] == [4, 1]
+    alone = tracer.trace(PROMPT, TARGET, 4)
+    assert found[2][1] == dataclasses.replace(alone, seconds=found[2][1].seconds)
+    assert told[0][-1] == TraceProgress("reading", tracer.num_bytes, tracer.num_bytes, 350)
+    everyone = [TraceQuery(PROMPT, TARGET, cancel=lambda: len(told[1]) >= 4)] * 2
+    assert all(isinstance(outcome, TraceCancelledError) for _, outcome in tracer.trace_all(everyone))
+
+
+def test_a_damaged_file_fails_every_query_of_the_scan(built: Built, own: Path) -> None:
+    tracer = open_index(str(own), str(built.world.model), threads=1)
+    for path in (own / "encodings").glob("*.parquet"):
+        path.write_bytes(path.read_bytes()[:100])
+    found = dict(tracer.trace_all(QUERIES))
+    assert all(isinstance(outcome, TrackStarError) for outcome in found.values())
+    assert sum(".parquet" in str(outcome) for outcome in found.values()) == 4
 
 
 def test_many_threads_at_once_get_what_each_would_alone(built: Built) -> None:

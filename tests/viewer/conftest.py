@@ -15,17 +15,18 @@ from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 
 from trackstar.viewer import listening
 from trackstar.viewer.app import view_app
+from trackstar.viewer.connections import ConnectionLimits, config_of
 from trackstar.viewer.rows import Run, open_run
 
 WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 375, "height": 667}
 
 
 @contextlib.contextmanager
-def served(runs: Sequence[Run]) -> Iterator[str]:
+def served(runs: Sequence[Run], limits: ConnectionLimits | None = None) -> Iterator[str]:
     """The view server's address, while the block lasts."""
+    limits = limits or ConnectionLimits()
     listener = listening.bind("127.0.0.1", 0)
-    config = uvicorn.Config(view_app(runs, only_local=True), log_level="error", lifespan="off", ws="none")
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(config_of(view_app(runs, only_local=True, limits=limits), limits, grace_seconds=3))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
@@ -93,7 +94,7 @@ class Opener:
 
     def serve(self, **files: str) -> str:
         """Serves results files by the names they are to have, until the test ends."""
-        runs = [open_run(name, uri) for name, uri in files.items()]
+        runs = [open_run(name, uri, searches_passages=True) for name, uri in files.items()]
         for run in runs:
             self._closers.callback(run.close)
         return self._closers.enter_context(served(runs))

@@ -2,11 +2,12 @@
 
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.viewer import made
 from tests.viewer.conftest import NARROW, Opener
@@ -48,6 +49,13 @@ def _filter(page: Page, expression: str) -> None:
     page.locator("#filter").fill(expression)
 
 
+def _wait_until(page: Page, holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        page.wait_for_timeout(10)
+
+
 def _order(page: Page) -> list[str]:
     """Prompts of the first rows."""
     return page.locator(".query-row .row-prompt").all_inner_texts()[:8]
@@ -83,6 +91,30 @@ def test_the_first_query_is_shown_with_its_ranking(view: View, results: str, lin
     assert page.locator(".passage .score").all_inner_texts() == ["-0.3000", "-0.2000", "-0.1000"]
 
 
+def test_shards_and_positions_stand_beside_ids(view: View, tmp_path: Path) -> None:
+    line = made.minimal(
+        proponents=["a", "b", "c"],
+        proponent_ids=["c4_1", "s/part-0.jsonl:70#1", "c4_3"],
+        proponent_scores=[3, 2, 1],
+        proponent_shards=["s/part-1.jsonl", "s/part-0.jsonl", None],
+        proponent_positions=[12_345, 70, "x"],
+        opponents=["d"],
+        opponent_ids=["o"],
+        opponent_scores=[-1],
+        opponent_shards=["s/part-2.jsonl"],
+    )
+    page = view(run=made.write(tmp_path / "r.jsonl", [line]))
+    origins = [passage.locator(".origin").all_inner_texts() for passage in page.locator(".passage").all()]
+    assert origins == [
+        ["c4_1", "s/part-1.jsonl · position 12,345"],
+        ["s/part-0.jsonl · position 70, passage 1"],
+        ["c4_3"],
+    ]
+    expect(page.locator(".extra")).to_have_count(0)
+    page.get_by_role("tab", name="Opponents").click()
+    expect(page.locator(".passage .origin")).to_have_text(["o", "s/part-2.jsonl"])
+
+
 def test_search_finds_prompts_targets_and_ids(view: View, results: str) -> None:
     page = view(run=results)
     search = page.get_by_role("searchbox")
@@ -96,6 +128,150 @@ def test_search_finds_prompts_targets_and_ids(view: View, results: str) -> None:
     page.get_by_role("button", name="Reset").click()
     expect(page.locator("#count")).to_have_text("300 queries")
     assert search.input_value() == ""
+
+
+def _with(lines: list[made.Line], *words: str) -> list[made.Line]:
+    """Lines that hold every one of the words, in a passage or else in prompt, target or id."""
+    own = ("inputs_plaintext", "targets_plaintext", "example_id")
+
+    def holds(line: made.Line, word: str) -> bool:
+        texts = [*line["proponents"], *line["opponents"], " ".join(line[name] for name in own)]
+        return any(word in text.lower() for text in texts)
+
+    return [line for line in lines if all(holds(line, word) for word in words)]
+
+
+@pytest.fixture(params=["served", "dropped", "exported"])
+def anywhere(request: pytest.FixtureRequest, opener: Opener, results: str, tmp_path: Path) -> Page:
+    """The page on the same results, wherever they come from."""
+    if request.param == "served":
+        return opener(opener.serve(run=results))
+    if request.param == "dropped":
+        page = opener(opener.serve())
+        page.locator("#picker").set_input_files(results)
+        return page
+    write_page(str(tmp_path / "page.html"), [open_run("run", results)])
+    return opener((tmp_path / "page.html").as_uri())
+
+
+def test_passages_are_searched_where_that_is_asked_for(anywhere: Page, lines: list[made.Line]) -> None:
+    page = anywhere
+    expect(page.locator("#count")).to_have_text("300 queries")
+    page.get_by_role("searchbox").fill('"PASSAGE 37 says" norway')
+    expect(page.locator("#count")).to_have_text("0 of 300 queries")
+    page.get_by_label("Where to search").select_option("passages")
+    kept = _with(lines, "passage 37 says", "norway")
+    assert 0 < len(kept) < COUNT
+    expect(page.locator("#count")).to_have_text(f"{len(kept)} of 300 queries")
+    expect(page.locator("#searching")).to_have_text("")
+    assert _order(page) == [line["inputs_plaintext"] for line in kept[:8]]
+    assert _metrics(page) == _expected(kept)
+    page.get_by_role("searchbox").fill('"passage 37 says" opponent q29')  # a proponent, an opponent and an id
+    kept = _with(lines, "passage 37 says", "opponent", "q29")
+    assert kept
+    expect(page.locator("#count")).to_have_text(f"{len(kept)} of 300 queries")
+    page.get_by_role("searchbox").fill("no such thing")
+    expect(page.locator("#count")).to_have_text("0 of 300 queries")
+    page.get_by_role("searchbox").fill('"')  # about to become a phrase
+    expect(page.locator("#count")).to_have_text("300 queries")
+    page.get_by_role("button", name="Reset").click()
+    expect(page.locator("#count")).to_have_text("300 queries")
+    expect(page.get_by_label("Where to search")).to_have_value("")
+
+
+def test_what_was_found_in_passages_is_marked_and_led_to(opener: Opener, tmp_path: Path) -> None:
+    line = made.line(0, depth=40)
+    line["proponents"] = [f"Passage {n}" + (" with a NEEDLE's eye" if n in (2, 33) else "") for n in range(40)]
+    page = opener(
+        opener.serve(run=made.write(tmp_path / "r.jsonl", [line, made.line(1)])) + "#search=needle&where=passages"
+    )
+    expect(page.locator("#count")).to_have_text("1 of 2 queries")
+    expect(page.get_by_label("Where to search")).to_have_value("passages")
+    expect(page.locator(".found")).to_contain_text("Words searched for in 2 of 40:")
+    assert page.locator(".passage mark.match-words").all_inner_texts() == ["NEEDLE"]
+    expect(page.locator(".passage")).to_have_count(20)
+    page.get_by_role("button", name="To passage 34").click()
+    expect(page.locator(".passage").nth(33)).to_be_focused()
+    assert page.locator(".passage mark.match-words").all_inner_texts() == ["NEEDLE"] * 2
+    page.get_by_role("tab", name="Opponents").click()
+    expect(page.locator(".column")).to_contain_text("The words searched for are in none of these passages.")
+
+
+def test_what_is_typed_last_is_what_is_shown(view: View, results: str, lines: list[made.Line]) -> None:
+    """Answers that come late, and those of words that nobody asks for any more, change nothing."""
+    page = view("#where=passages", run=results)
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/search", hold)
+    search = page.get_by_role("searchbox")
+    search.fill("passage 3")
+    expect(page.locator("#searching")).to_have_text("Searching the passages…")
+    expect(page.locator("#count")).to_have_text("300 queries")
+    search.fill('"passage 37 says"')
+    _wait_until(page, lambda: len(held) == 2)
+    held[1].continue_()
+    kept = _with(lines, "passage 37 says")
+    expect(page.locator("#count")).to_have_text(f"{len(kept)} of 300 queries")
+    held[0].continue_()
+    page.unroute("**/search")
+    search.fill("oslo")
+    expect(page.locator("#count")).to_have_text(f"{len(_with(lines, 'oslo'))} of 300 queries")
+
+
+def test_a_search_that_fails_is_said(opener: Opener, results: str) -> None:
+    page = opener(opener.serve(run=results))
+    page.get_by_label("Where to search").select_option("passages")
+    page.route("**/search", lambda route: route.abort())
+    page.get_by_role("searchbox").fill("norway")
+    expect(page.locator("#toast")).to_have_text("The server does not answer. Is it still running?")
+    expect(page.get_by_label("Where to search")).to_have_value("")
+    expect(page.locator("#count")).to_have_text(re.compile(r"^\d+ of 300 queries"))
+    opener.problems[:] = [text for text in opener.problems if "net::ERR_FAILED" not in text]
+
+
+def test_files_and_servers_find_the_same(view: View, tmp_path: Path) -> None:
+    """Upper and lower case of every script are one to both."""
+    texts = [
+        *made.HOSTILE_TEXTS,
+        "STRA\u00dfE \u0130stanbul",
+        "\u039f\u0394\u039f\u03a3 \u03c3\u03c2",
+        "\u01c5 \ufb03",
+        "\U00010400",
+    ]
+    path = made.write(
+        tmp_path / "r.jsonl", [made.minimal(proponents=[t], proponent_ids=["a"], proponent_scores=[1]) for t in texts]
+    )
+    words = [
+        "stra\u00dfe",
+        "i\u0307stanbul",
+        "\u03bf\u03b4\u03bf\u03c2",
+        "\u03c3",
+        "\u01c6",
+        "\ufb03",
+        "\U00010428",
+        "<",
+        "\\",
+        ".",
+        "script",
+    ]
+    page = view(run=path)
+    served, dropped = page.evaluate(
+        """async words => {
+            const { FileRun, ServerRun } = await import("./sources.js");
+            const server = new ServerRun({name: "s", source: "s", rows: []}, 0);
+            const bytes = await (await server.lines([...Array(18).keys()])).arrayBuffer();
+            const file = await FileRun.open(new File([bytes], "r.jsonl"), "r", () => {});
+            const found = await Promise.all([server, file].map(run => run.withWords(words, () => {})));
+            return found.map(sets => sets.map(set => [...set]));
+        }""",
+        words,
+    )
+    assert len(texts) == 18
+    assert dropped == served
+    assert sum(bool(numbers) for numbers in served) >= 9
 
 
 EXPRESSIONS: list[tuple[str, Callable[[made.Line], bool]]] = [
@@ -263,6 +439,32 @@ def test_every_optional_field_may_be_missing(view: View, tmp_path: Path) -> None
     expect(page.locator("#query-title")).to_have_text(" → Oslo")
     page.locator(".query-row").nth(2).click()
     expect(page.locator(".passage-text")).to_have_text("These results were written without texts.")
+
+
+def test_each_optional_field_may_be_missing(view: View, tmp_path: Path) -> None:
+    """One after the other, of a record that has them all; a ranking's ids, scores and texts come and go together."""
+    full = {**made.line(0), "proponent_tokens": [[[0, 7, 0.5]]] * 12}
+    lines = []
+    for name in full:
+        end = next((end for end in ("proponent", "opponent") if name in (f"{end}_ids", f"{end}_scores")), None)
+        gone = {name} if end is None else {f"{end}s", f"{end}_ids", f"{end}_scores", f"{end}_correct"}
+        if name not in ("inputs_plaintext", "targets_plaintext"):
+            lines.append({other: value for other, value in full.items() if other not in gone})
+    assert len(lines) == len(full) - 2 == 16
+    path = made.write(tmp_path / "r.jsonl", lines)
+    page = view(served=path)
+    page.locator("#picker").set_input_files(path)  # and read by the page itself
+    expect(page.locator("#runs .chip")).to_have_text(["served", "r"])
+    expect(page.locator("#count")).to_have_text("16 queries")
+    for line in lines:
+        count = len(line.get("proponent_ids", []))
+        expect(page.locator(".column").first.locator(".passage")).to_have_count(count)
+        expect(page.locator(".column").last.locator(".passage")).to_have_count(count)
+        expect(page.locator("#detail [role=alert]")).to_have_count(0)
+        page.get_by_role("tab", name="Opponents").click()
+        expect(page.locator(".passage")).to_have_count(2 * len(line.get("opponent_ids", [])))
+        page.keyboard.press("o")
+        page.keyboard.press("j")
 
 
 def test_the_record_is_shown_as_it_stands_in_the_file(view: View, results: str, lines: list[made.Line]) -> None:

@@ -137,7 +137,11 @@ def make_app(service: Service, access: Access) -> ASGIApp:
         access: Who may ask.
     """
     app = Starlette(
-        routes=[*assets.routes(), *api_routes([]), *routes(service)],  # the page asks for results files; here are none
+        routes=[
+            *assets.routes(),
+            *api_routes([], service.limits.request_seconds),
+            *routes(service),
+        ],  # the page asks for results files; here are none
         exception_handlers={
             ApiError: _on_api_error,
             HTTPException: _on_http_error,

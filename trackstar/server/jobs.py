@@ -58,7 +58,7 @@ class Job:
 
 
 class Jobs:
-    """All traces of a server: those that wait, in order, the one that runs, and the last that ended. Safe for threads.
+    """All traces of a server: those that wait, in order, those that run, and the last that ended. Safe for threads.
 
     Args:
         limits: How many, and how much.
@@ -100,16 +100,20 @@ class Jobs:
             raise ApiError(404, "no_such_trace", "there is no trace of that id", kept)
         return job
 
-    def next(self) -> Job | None:
-        """Waits for the next trace to run, which counts as running from now on; None when the server is ending."""
+    def next_batch(self) -> list[Job]:
+        """Waits for traces to run, and gives those that wait then, in order, as many as one scan may answer.
+
+        They count as running from now on. There are none when the server is ending.
+        """
         with self._changed:
             while not (self._closed or self._waiting()):
                 self._changed.wait()
             if self._closed:
-                return None
-            job = self._waiting()[0]
-            job.state, job.started = "running", time.monotonic()
-            return job
+                return []
+            jobs = self._waiting()[: self._limits.max_batch]
+            for job in jobs:
+                job.state, job.started = "running", time.monotonic()
+            return jobs
 
     def report(self, job: Job, progress: messages.Progress) -> None:
         """Notes how far a running trace is."""
@@ -135,7 +139,7 @@ class Jobs:
                 self._forget_oldest()
 
     def close(self) -> None:
-        """Cancels everything; nothing can be added any more, and `next` ends."""
+        """Cancels everything; nothing can be added any more, and `next_batch` ends."""
         with self._changed:
             self._closed = True
             for job in list(self._jobs.values()):

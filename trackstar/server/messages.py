@@ -158,6 +158,7 @@ class Tokens:
         list[list[float]],
         Doc("for shading: [start, end, contribution] of pieces of the text that do not overlap, in order; by position"),
     ]
+    target_segments: Annotated[list[list[float]], Doc("the same by predicted token; no items where that is not known")]
 
 
 @dataclasses.dataclass(frozen=True)

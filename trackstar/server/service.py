@@ -1,9 +1,10 @@
-"""What the server does for its clients, apart from HTTP: runs traces in a thread, one at a time, and asks the model."""
+"""What the server does for its clients, apart from HTTP: runs traces in a thread, one scan at a time, and asks the model."""
 
 import dataclasses
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import trackstar
@@ -14,7 +15,8 @@ from trackstar.server.jobs import Job, Jobs
 from trackstar.server.limits import Limits
 from trackstar.server.model_thread import Cancel, ModelThread
 from trackstar.tokenization import UnusableRecordError
-from trackstar.trace import TraceProgress
+from trackstar.trace import Trace, TraceProgress
+from trackstar.trace_batch import Outcome, TraceQuery
 from trackstar.tracing import TraceCancelledError, Tracer
 
 _LOGGER = logging.getLogger(__name__)
@@ -142,53 +144,72 @@ class Service:
         return messages.ExplanationList(job.id, request.end, found)
 
     def _work(self) -> None:
-        while (job := self.jobs.next()) is not None:
-            self._run(job)
+        while jobs := self.jobs.next_batch():
+            self._run(jobs)
 
-    def _run(self, job: Job) -> None:
+    def _run(self, jobs: Sequence[Job]) -> None:
+        """Answers some traces by one scan; where that breaks, each alone, so that one query's fault is not the others'."""
+        try:
+            self._trace(jobs)
+        except BaseException:  # a tokenizer's panic is no Exception, and this thread has to outlive it
+            left = [job for job in jobs if not job.has_ended]
+            _LOGGER.exception("%s failed", ", ".join(f"trace {job.id}" for job in left))
+            for job in left:
+                if len(jobs) > 1:
+                    self._run([job])
+                else:
+                    self._fail(job, "internal", "a fault of the server; its log tells more")
+
+    def _trace(self, jobs: Sequence[Job]) -> None:
         deadline = time.monotonic() + self.limits.trace_seconds
         try:
-            ended = self._trace(job, lambda: job.cancel.is_set() or time.monotonic() > deadline)
-        except TraceCancelledError:
-            if job.cancel.is_set():
-                self.jobs.end(job, "cancelled")
-            else:
-                self._fail(job, "timeout", f"the trace took longer than {self.limits.trace_seconds:,} s")
-        except TrackStarError as error:
-            _LOGGER.warning("trace %s failed: %s", job.id, error)
-            self._fail(job, "failed", str(error))
-        except BaseException:  # a tokenizer's panic is no Exception, and this thread has to outlive it
-            _LOGGER.exception("trace %s failed", job.id)
-            self._fail(job, "internal", "a fault of the server; its log tells more")
-        else:
-            self.jobs.end(job, "done", **ended)
+            if self._follow:
+                self._tracer.refresh()
+            found = self._tracer.trace_all([self._query_of(job, deadline) for job in jobs])
+            for number, outcome in found:
+                self._end(jobs[number], outcome)
+        except TrackStarError as error:  # the index is gone, or its list of what was taken down
+            for job in jobs:
+                if not job.has_ended:
+                    self._end(job, error)
 
-    def _trace(self, job: Job, cancel: Cancel) -> dict[str, Any]:
-        if self._follow:
-            self._tracer.refresh()
+    def _query_of(self, job: Job, deadline: float) -> TraceQuery:
         request = job.request
-        traced = self._tracer.trace(
+        return TraceQuery(
             request.prompt,
             request.target,
             request.top_k,
             request.opponents,
             example_id=job.id,
             on_progress=_Meter(self.jobs, job),
-            cancel=cancel,
+            cancel=lambda: job.cancel.is_set() or time.monotonic() > deadline,
         )
-        record = views.record_of(traced)
-        size = _JSON_TO_MEMORY * len(answers.encode(record))
-        progress = dataclasses.replace(job.progress, fraction=1.0, seconds_left=0.0)
-        return {
-            "traced": traced,
-            "result": record,
-            "result_bytes": size,
-            "snapshot": traced.version,
-            "progress": progress,
-        }
+
+    def _end(self, job: Job, outcome: Outcome) -> None:
+        if isinstance(outcome, Trace):
+            self.jobs.end(job, "done", **_ended(job, outcome))
+        elif isinstance(outcome, TraceCancelledError) and job.cancel.is_set():
+            self.jobs.end(job, "cancelled")
+        elif isinstance(outcome, TraceCancelledError):
+            self._fail(job, "timeout", f"the trace took longer than {self.limits.trace_seconds:,} s")
+        else:
+            _LOGGER.warning("trace %s failed: %s", job.id, outcome)
+            self._fail(job, "failed", str(outcome))
 
     def _fail(self, job: Job, code: str, message: str) -> None:
         self.jobs.end(job, "failed", error=messages.ErrorBody(code, message, ""))
+
+
+def _ended(job: Job, traced: Trace) -> dict[str, Any]:
+    """What is kept of a trace that is done."""
+    record = views.record_of(traced)
+    return {
+        "traced": traced,
+        "result": record,
+        "result_bytes": _JSON_TO_MEMORY * len(answers.encode(record)),
+        "snapshot": traced.version,
+        "progress": dataclasses.replace(job.progress, fraction=1.0, seconds_left=0.0),
+    }
 
 
 class _Meter:

@@ -34,4 +34,5 @@ def explanation_of(explanation: Explanation) -> messages.Explanation:
 def _tokens_of(tokens: TokenContributions) -> messages.Tokens:
     fields: dict[str, Any] = tokens.to_dict()
     segments = [[part.start, part.end, part.contribution] for part in tokens.segments()]
-    return messages.Tokens(**fields, segments=segments)
+    of_targets = [[part.start, part.end, part.contribution] for part in tokens.segments("target")]
+    return messages.Tokens(**fields, segments=segments, target_segments=of_targets)

@@ -10,6 +10,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from trackstar.errors import TrackStarError
+from trackstar.viewer.connections import ConnectionLimits, config_of
 
 AUTO = "auto"
 PREFERRED_PORT = 8642
@@ -104,17 +105,7 @@ def serve(app: ASGIApp, listener: socket.socket, on_start: Callable[[], None]) -
         listener: See `bind`; closed at the end.
         on_start: Called once requests are answered.
     """
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        lifespan="off",
-        server_header=False,
-        ws="none",
-        timeout_graceful_shutdown=_PATIENCE,
-    )
     try:
-        _Server(config, on_start).run(sockets=[listener])
+        _Server(config_of(app, ConnectionLimits(), _PATIENCE), on_start).run(sockets=[listener])
     finally:
         listener.close()

@@ -17,6 +17,7 @@ from trackstar import storage
 from trackstar.errors import TrackStarError
 from trackstar.evaluation.facts import Fact, fact_id_of, is_correct
 from trackstar.results import Result, parse_line, result_of
+from trackstar.viewer.texts import Texts
 
 MARKS = "proponent_correct"
 _PROMPT, _TARGET, _FIELD = 500, 200, 200  # Characters of each that a row holds.
@@ -36,6 +37,7 @@ class Run:
         name: What the page calls it.
         uri: Where it lies.
         rows: A light row a record.
+        texts: Its passages, to be searched; None where it was not opened for that.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Run:
     _spans: Sequence[tuple[int, int, int]]  # Line number, offset and length in bytes of each record's line.
     _file: BinaryIO
     _facts: Mapping[str, Fact] | None = None
+    texts: Texts | None = None
 
     def line(self, number: int) -> bytes:
         """A record's line as it stands in the file, with its line feed.
@@ -68,6 +71,8 @@ class Run:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+        if self.texts is not None:
+            self.texts.close()
 
     def _read(self, number: int) -> tuple[Result, str]:
         line_number, _, _ = self._spans[number]
@@ -79,7 +84,11 @@ class Run:
 
 
 def open_run(
-    name: str, uri: str, facts: Mapping[str, Fact] | None = None, on_progress: OnProgress | None = None
+    name: str,
+    uri: str,
+    facts: Mapping[str, Fact] | None = None,
+    on_progress: OnProgress | None = None,
+    searches_passages: bool = False,
 ) -> Run:
     """Reads a results file once, line by line.
 
@@ -88,6 +97,7 @@ def open_run(
         uri: Our results, or those of the paper's release; local or in a store.
         facts: Annotations that say which proponents are correct, in place of the records' own marks.
         on_progress: See `OnProgress`.
+        searches_passages: Whether its passages are to be searched; they are written to an unnamed temporary file then.
 
     Raises:
         TrackStarError: as `read_results`; no result in the file, or marks that do not fit their proponents.
@@ -96,19 +106,25 @@ def open_run(
     try:
         rows: list[dict[str, Any]] = []
         spans: list[tuple[int, int, int]] = []
+        texts = Texts() if searches_passages else None
         for number, offset, line in _lines(file, on_progress):
             fields = parse_line(line, number, uri)
             if fields is None:
                 continue
             where = f"{uri}, line {number}"
-            rows.append(row_of(_for_page(_record(result_of(fields, len(rows), where), where, facts))))
+            result = result_of(fields, len(rows), where)
+            rows.append(row_of(_for_page(_record(result, where, facts))))
             spans.append((number, offset, len(line)))
+            if texts is not None:
+                texts.add([*result.proponents.texts, *result.opponents.texts])
         if not rows:
             raise TrackStarError(f"{uri}: no results in this file")
+        if texts is not None:
+            texts.finish()
     except BaseException:
         file.close()
         raise
-    return Run(name, uri, rows, spans, file, facts)
+    return Run(name, uri, rows, spans, file, facts, texts)
 
 
 def row_of(record: Mapping[str, Any]) -> dict[str, Any]:

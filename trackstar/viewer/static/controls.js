@@ -5,7 +5,7 @@ import { CORRECT, SORTS, SORTS_OF_TWO, relations } from "./selection.js";
 import { visible } from "./text.js";
 
 const TYPED = ["search", "filter", "min", "max"];
-const CHOSEN = ["sort", "correct", "relation", "run"];
+const CHOSEN = ["where", "sort", "correct", "relation", "run"];
 const FILTERS = ["filter", "min", "max", "correct", "relation"];
 const PAUSE = 120; // Milliseconds after the last key.
 
@@ -21,9 +21,10 @@ export class Controls {
     }
     byId("controls").addEventListener("submit", (event) => event.preventDefault());
     byId("reset").addEventListener("click", () => {
-      onChange({ search: "", filter: "", correct: "", relation: "", min: "", max: "" });
+      onChange({ search: "", where: "", filter: "", correct: "", relation: "", min: "", max: "" });
       this.fields.search.focus();
     });
+    fill(this.fields.where, [["", "in queries"], ["passages", "in passages, too"]]);
     fill(this.fields.correct, [...CORRECT].map(([value, [label]]) => [value, label]));
   }
 
@@ -63,6 +64,12 @@ export class Controls {
     byId("count").textContent = count === total ? `${grouped(total)} ${noun}` : `${grouped(count)} of ${grouped(total)} ${noun}`;
     byId("reset").hidden = !isFiltered;
     if (error) byId("more").open = true;
+  }
+
+  /** Says that passages are searched, and where a file is read for that, how far that is; or with null, that they are not. */
+  tellSearching(share) {
+    const text = share ? `Reading the passages: ${Math.floor(100 * share)} %` : "Searching the passages…";
+    byId("searching").textContent = share === null ? "" : text;
   }
 
   focusSearch() {

@@ -1,11 +1,13 @@
 // One query: what was asked and said, what is known of it, and its proponents or opponents in every run that is shown.
 import { grouped, h } from "./dom.js";
 import { passageList } from "./passages.js";
+import { passageWords } from "./selection.js";
 import { appendVisible, headOf, patternOf, phrasesOf, renderText, subjectsOf } from "./text.js";
 
 const LONGEST_PROMPT = 4000;
+const MOST_FOUND = 20; // Buttons that lead to passages with the words searched for.
 const ENDS = { proponents: "Proponents", opponents: "Opponents" };
-const LISTED = /^(proponent|opponent)(s$|_ids$|_scores$|_correct$|_tokens$)/;
+const LISTED = /^(proponent|opponent)(s$|_ids$|_scores$|_correct$|_tokens$|_shards$|_positions$)/;
 const HEADED = new Set(["example_id", "query_set", "inputs_plaintext", "targets_plaintext"]);
 
 /** `actions`: {back, copyLink, showRaw(place), setEnd(name), setWords(text)}. */
@@ -47,7 +49,7 @@ export class QueryDetail {
       this.head(first),
       facts(first),
       this.tools(columns, view),
-      this.columns(columns, patternsFor(first, view.words), view.end),
+      this.columns(columns, patternsFor(first, view), view),
     );
     if (reads) this.focus();
   }
@@ -137,7 +139,8 @@ export class QueryDetail {
     );
   }
 
-  columns(columns, patterns, end) {
+  columns(columns, patterns, view) {
+    const { end } = view;
     const shown = columns.map((column) => ({ ...column, ranking: column.record ? rankingOf(column, end) : null }));
     const jumps = new Map();
     for (const column of shown) {
@@ -153,7 +156,8 @@ export class QueryDetail {
       const list = passageList(column.ranking, { label: end, patterns, others });
       jumps.set(column, list.jump);
       const common = others.map((other) => h("p", { class: "hint" }, sharedText(column.ranks, other)));
-      return h("section", { class: "column", "aria-label": `${ENDS[end]} of ${column.name}` }, columns.length > 1 ? [title, common] : null, list.element);
+      const found = foundIn(column.ranking.texts, passageWords(view), list.jump);
+      return h("section", { class: "column", "aria-label": `${ENDS[end]} of ${column.name}` }, columns.length > 1 ? [title, common] : null, found, list.element);
     });
     const box = h("div", { class: "columns", id: "columns", role: "tabpanel", "aria-labelledby": `tab-${end}` }, elements);
     box.style.setProperty("--columns", String(elements.length));
@@ -179,23 +183,38 @@ function rankingOf(column, end) {
     .map(([name, value]) => [name.slice(one.length + 1).replaceAll("_", " "), value])
     .filter(([, value]) => value.every((item) => ["number", "string", "boolean"].includes(typeof item)));
   const marks = record[`${one}_correct`];
+  const [shards, positions] = [`${one}_shards`, `${one}_positions`].map((name) => (isList(record[name]) ? record[name] : []));
   return {
     texts,
     ids: record[`${one}_ids`],
     scores: record[`${one}_scores`],
     marks: isList(marks) ? marks : null,
+    origins: texts.map((_, place) => ({ shard: shards[place], position: positions[place] })),
     tokens: Array.isArray(record[`${one}_tokens`]) ? record[`${one}_tokens`] : null,
     extras,
     total: end === "proponents" ? column.row.n : column.row.m,
   };
 }
 
-/** What is marked in passages: the target first, then the subject, then the words that were typed. */
-function patternsFor(record, words) {
+/** Which passages hold a word that is searched for: buttons with their ranks that lead there. */
+function foundIn(texts, words, jump) {
+  if (!words.length) return null;
+  const ranks = texts.flatMap((text, place) => (words.some((word) => text.toLowerCase().includes(word)) ? [place + 1] : []));
+  if (!ranks.length) return h("p", { class: "hint" }, "The words searched for are in none of these passages.");
+  const buttons = ranks.slice(0, MOST_FOUND).map((rank) =>
+    h("button", { class: "chip", type: "button", "aria-label": `To passage ${rank}`, onclick: () => jump(rank) }, `#${rank}`),
+  );
+  const more = ranks.length > MOST_FOUND ? "…" : null;
+  return h("p", { class: "hint found" }, `Words searched for in ${grouped(ranks.length)} of ${grouped(texts.length)}:`, buttons, more);
+}
+
+/** What is marked in passages: the target first, then the subject, then the words that were typed, or searched for in passages. */
+function patternsFor(record, view) {
   return [
     { kind: "target", pattern: patternOf([record.targets_plaintext]) },
     { kind: "subject", pattern: patternOf(subjectsOf(record)) },
-    { kind: "words", pattern: patternOf(phrasesOf(words)) },
+    { kind: "words", pattern: patternOf(phrasesOf(view.words)) },
+    { kind: "words", pattern: patternOf(passageWords(view), true) },
   ];
 }
 

@@ -6,7 +6,7 @@
 //                             tokens were explained meanwhile: record.proponent_tokens, record.opponent_tokens)
 //   announce(text)            says something at the foot of the page, and to screen readers
 import { grouped, h } from "./dom.js";
-import { numberText, visible } from "./text.js";
+import { numberText, renderText, tokenSpans, visible } from "./text.js";
 
 const API = "api/v1";
 const RUN = "live";
@@ -406,17 +406,28 @@ function duration(seconds) {
   return hours ? `${hours}:${two(minutes)}:${two(whole % 60)}` : `${minutes}:${two(whole % 60)}`;
 }
 
-/** The layers that contribute most to each explained score. */
+/** The query's target, its tokens shaded by what the loss of each contributes. */
+function shadedTarget({ text, spans, first_target: first, target_segments: segments }) {
+  const cell = h("td", { class: "live-shaded", dir: "auto" });
+  if (!segments.length) return h("td", {}, "–");
+  const from = spans[first][0]; // In code points, as segments are.
+  const target = [...text].slice(from).join("");
+  const moved = segments.filter(([start]) => start >= from).map(([start, end, value]) => [start - from, end - from, value]);
+  renderText(cell, target, [], tokenSpans(target, moved));
+  return cell;
+}
+
+/** Which tokens of the target, and which layers, contribute most to each explained score. */
 function layerTable(explanations, end) {
-  const rows = explanations.map(({ rank, score, layers }) => {
+  const rows = explanations.map(({ rank, score, layers, query }) => {
     const most = [...layers].sort((a, b) => Math.abs(b.contribution) - Math.abs(a.contribution)).slice(0, LAYERS_SHOWN);
     const cells = most.map(({ layer, kind, contribution }) => `${kind} ${layer}: ${numberText(contribution)}`).join(", ");
-    return h("tr", {}, h("th", { scope: "row" }, String(rank)), h("td", {}, numberText(score)), h("td", {}, cells));
+    return h("tr", {}, h("th", { scope: "row" }, String(rank)), h("td", {}, numberText(score)), shadedTarget(query), h("td", {}, cells));
   });
-  const head = ["rank", "score", "largest layers"].map((name) => h("th", { scope: "col" }, name));
+  const head = ["rank", "score", "what the model said", "largest layers"].map((name) => h("th", { scope: "col" }, name));
   return h(
     "div",
-    { class: "scroll", tabindex: 0, role: "region", "aria-label": "Contributions of layers" },
+    { class: "scroll", tabindex: 0, role: "region", "aria-label": "Contributions of the target's tokens and of layers" },
     h("table", {}, h("caption", { class: "hint" }, `Where the scores of the ${end} come from`), h("thead", {}, h("tr", {}, head)), h("tbody", {}, rows)),
   );
 }

@@ -3,10 +3,11 @@ import { Controls, helpContent, showMetrics } from "./controls.js";
 import { QueryDetail } from "./detail.js";
 import { byId, grouped, h } from "./dom.js";
 import { acceptFiles, runsOf } from "./opening.js";
+import { PassageSearch } from "./passage_search.js";
 import { QueryList } from "./query_list.js";
 import { save, showRecordOf } from "./raw.js";
 import { matched } from "./rows.js";
-import { runOf, selected, unknownNames } from "./selection.js";
+import { passageWords, runOf, selected, unknownNames } from "./selection.js";
 import { HeldRun, exportedData, serverData } from "./sources.js";
 import { readFragment, writeFragment } from "./state.js";
 import { Theme, remembered, remember } from "./theme.js";
@@ -29,6 +30,11 @@ class Page {
       showRaw: (place) => this.showRaw(place),
       setEnd: (end) => this.change({ end }, true),
       setWords: (words) => this.change({ words }, true),
+    });
+    this.passages = new PassageSearch({
+      onFound: () => this.showFound(),
+      onError: (error) => this.showFound(error),
+      onProgress: (share) => this.isSearching && this.controls.tellSearching(share),
     });
     this.theme = new Theme(byId("theme"));
     if (matchMedia("(max-width: 50rem)").matches) byId("metrics-box").open = false; // The list needs the room.
@@ -70,10 +76,11 @@ class Page {
     let run = this.runs.find((found) => found instanceof HeldRun && found.name === name);
     if (!run) run = new HeldRun({ name, source: name, rows: [], records: [] });
     const number = run.put(record);
+    this.passages.forget(run);
     this.setRuns(this.runs.includes(run) ? this.runs : [...this.runs, run]);
     const place = this.runs.indexOf(run);
     const entry = this.entries.find((found) => found.numbers[place] === number);
-    Object.assign(this.view, { search: "", filter: "", correct: "", relation: "", min: "", max: "" });
+    Object.assign(this.view, { search: "", where: "", filter: "", correct: "", relation: "", min: "", max: "" });
     this.controls.reset(this.view);
     this.refresh();
     this.select(entry.key, true);
@@ -97,7 +104,8 @@ class Page {
     writeFragment(this.view, isStep);
     const isOfDetail = Object.keys(changes).every((name) => name === "end" || name === "words");
     if (!isOfDetail) this.refresh();
-    if (isOfDetail || "hidden" in changes) return this.showSelected();
+    const isMarked = "where" in changes || (this.view.where && "search" in changes);
+    if (isOfDetail || isMarked || "hidden" in changes) return this.showSelected();
     return Promise.resolve();
   }
 
@@ -112,9 +120,21 @@ class Page {
     this.showSelected();
   }
 
-  /** The list, its tally and its metrics; `reveals`: with the selected query in sight. */
+  /**
+   * The list, its tally and its metrics; `reveals`: with the selected query in sight. Where passages have to be searched first, all
+   * that stays as it is until that is done.
+   */
   refresh(reveals = false) {
-    const found = selected(this.entries, this.view, this.runs.length);
+    const inPassages = this.passages.found(passageWords(this.view), this.runs);
+    this.isSearching = inPassages === null;
+    if (this.isSearching) {
+      this.controls.show(this.view);
+      this.controls.tellSearching(0);
+      this.reveals ||= reveals;
+      return;
+    }
+    this.controls.tellSearching(null);
+    const found = selected(this.entries, this.view, this.runs.length, inPassages);
     this.shown = found.entries;
     this.controls.show(this.view);
     const run = runOf(this.view, this.runs.length);
@@ -127,7 +147,19 @@ class Page {
     showMetrics(this.shown, this.runs);
     byId("metrics-box").hidden = !this.runs.length;
     this.list.selected = this.view.query || null;
-    this.list.show(this.shown, this.runs, this.runs.length ? "No query matches." : "No results are open yet.", reveals);
+    this.list.show(this.shown, this.runs, this.runs.length ? "No query matches." : "No results are open yet.", reveals || this.reveals);
+    this.reveals = false;
+  }
+
+  /** Passages were searched, or could not be: then queries alone are. */
+  showFound(error = null) {
+    if (error) {
+      this.announce(error.message, true);
+      this.view.where = "";
+      writeFragment(this.view, false);
+    }
+    this.refresh();
+    this.showSelected();
   }
 
   select(key, isStep) {
@@ -160,7 +192,8 @@ class Page {
     if (!entry && this.view.query) {
       this.detail.showNothing(h("p", { class: "hint" }, "These files have no such query. Choose one in the list."));
     } else if (!entry) {
-      if (!this.shown.length) return this.detail.showNothing(h("p", { class: "hint" }, "No query matches."));
+      const none = this.isSearching ? "Searching the passages…" : "No query matches.";
+      if (!this.shown.length) return this.detail.showNothing(h("p", { class: "hint" }, none));
       this.view.query = this.shown[0].key; // Not written into the address: nobody chose it.
       this.list.select(this.view.query);
       await this.showSelected();

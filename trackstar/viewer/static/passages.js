@@ -8,8 +8,9 @@ const AT_FIRST = 20; // Passages shown at first, and with each "show more".
 /**
  * A column of passages.
  *
- * ranking: {texts, ids, scores, marks, tokens, extras, total}: lists of equal length; marks, tokens may be null; extras is a
- * list of [name, list]; total counts those of the file, of which the page may hold a part.
+ * ranking: {texts, ids, scores, marks, origins, tokens, extras, total}: lists of equal length; marks, tokens may be null; origins
+ * hold {shard, position}, of any kind where they are not known; extras is a list of [name, list]; total counts those of the file,
+ * of which the page may hold a part.
  * others: [{name, ranks: id → rank from 1, jump(rank)}] of the other runs that are shown.
  */
 export function passageList(ranking, { label, patterns, others }) {
@@ -84,7 +85,7 @@ function passage(ranking, place, patterns, others) {
       h("span", { class: "rank" }, `${place + 1}`),
       h("span", { class: "score", title: String(ranking.scores[place]) }, numberText(ranking.scores[place])),
       mark === null ? null : h("span", { class: mark ? "verdict right" : "verdict wrong" }, mark ? "✓ correct" : "✗ not correct"),
-      origin(ranking.ids[place]),
+      origin(ranking.ids[place], ranking.origins[place]),
       ...ranking.extras.map(([name, values]) => h("span", { class: "extra" }, `${name} ${shown(values[place])}`)),
       ...common.map((other) =>
         h(
@@ -117,17 +118,18 @@ function fillText(body, button, text, patterns, tokens) {
   });
 }
 
-/** An example's id; where the index made it up, its shard and position. */
-function origin(id) {
+/** An example's id, and its shard and position where the record has them; an id that the index made up is shard and position. */
+function origin(id, { shard, position }) {
   const place = placeOf(id);
-  if (!place) return h("bdi", { class: "origin", title: "the example's id" }, id);
-  const passage = place.passage === null ? "" : `, passage ${place.passage}`;
-  return h(
-    "span",
-    { class: "origin", title: "an example without an id of its own: its shard and position" },
-    h("bdi", {}, place.shard),
-    ` · position ${grouped(place.position)}${passage}`,
-  );
+  if (place) {
+    const passage = place.passage === null ? "" : `, passage ${place.passage}`;
+    const title = "an example without an id of its own: its shard and position";
+    return h("span", { class: "origin", title }, h("bdi", {}, place.shard), ` · position ${grouped(place.position)}${passage}`);
+  }
+  const own = h("bdi", { class: "origin", title: "the example's id" }, id);
+  if (typeof shard !== "string") return own;
+  const at = Number.isSafeInteger(position) ? ` · position ${grouped(position)}` : "";
+  return [own, h("span", { class: "origin", title: "its shard, and where in it the record lies" }, h("bdi", {}, shard), at)];
 }
 
 function shown(value) {

@@ -40,13 +40,19 @@ function difference(entry, a, b) {
   return one === null || other === null ? null : one - other;
 }
 
+/** What a view looks for in passages: words and phrases in lower case; nothing unless it says so. */
+export function passageWords(view) {
+  return view.where ? [...new Set(phrasesOf(view.search.toLowerCase()))].filter(Boolean) : [];
+}
+
 /**
  * The entries that a view selects, in its order: {entries, error}; with an error in the filter's expression, or a bound that
- * is no number, that part is left out and `error` says what is wrong.
+ * is no number, that part is left out and `error` says what is wrong. `inPassages`: word → a Set of record numbers a run, of
+ * the words of `passageWords`.
  */
-export function selected(entries, view, numRuns) {
+export function selected(entries, view, numRuns, inPassages = new Map()) {
   const run = runOf(view, numRuns);
-  const { tests, errors } = testsOf(view, run, numRuns);
+  const { tests, errors } = testsOf(view, run, inPassages);
   const found = entries.filter((entry) => tests.every((test) => test(entry)));
   return { entries: sorted(found, view.sort, run), error: errors.join(" ") };
 }
@@ -56,12 +62,15 @@ export function runOf(view, numRuns) {
   return Math.min(Math.max(1, Number.parseInt(view.run, 10) || 1), Math.max(1, numRuns)) - 1;
 }
 
-function testsOf(view, run, numRuns) {
+function testsOf(view, run, inPassages) {
   const tests = [];
   const errors = [];
   const ofRow = (test) => (entry) => entry.rows[run] !== null && test(entry.rows[run]);
   const words = phrasesOf(view.search.toLowerCase());
-  if (words.length) tests.push((entry) => words.every((word) => searched(entry).includes(word)));
+  const isIn = (entry, sets) => sets !== undefined && entry.numbers.some((number, place) => sets[place].has(number));
+  if (words.length) {
+    tests.push((entry) => words.every((word) => searched(entry).includes(word) || isIn(entry, inPassages.get(word))));
+  }
   if (CORRECT.has(view.correct) && view.correct) tests.push(ofRow(CORRECT.get(view.correct)[1]));
   if (view.relation) tests.push(ofRow((row) => String(row.fields.relation ?? "") === view.relation));
   for (const [name, holds] of [["min", (score, bound) => score >= bound], ["max", (score, bound) => score <= bound]]) {

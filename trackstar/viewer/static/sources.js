@@ -1,10 +1,12 @@
 // Where runs come from: the page itself (an export), the server that sent it, a file of this computer, or the live panel.
 //
-// A run: {name, source, rows, record(number), lines(numbers)}: rows as in rows.js; record gives a promise of a checked
-// record; lines a promise of a Blob of JSONL, the records as they stand in the file.
+// A run: {name, source, rows, record(number), lines(numbers), withWords(words, onProgress)}: rows as in rows.js; record gives a
+// promise of a checked record; lines a promise of a Blob of JSONL, the records as they stand in the file; withWords a promise of
+// one Set a word (in lower case): the numbers of the records in whose passages it stands.
 import { DataError, checked, rowOf } from "./rows.js";
 
 const KEPT = 50; // Records of a run that are kept in memory.
+const STRETCH = 30; // Milliseconds of work after which the page may draw.
 
 /** The data of an export: {format, runs: [{name, source, rows, records}]}; null where the page is none. */
 export function exportedData() {
@@ -26,6 +28,11 @@ export class HeldRun {
     return new Blob(numbers.map((number) => JSON.stringify(this.records[number]) + "\n"));
   }
 
+  async withWords(words) {
+    this.lowered ??= loweredOf(this.records);
+    return wordPlaces(await this.lowered, words);
+  }
+
   /** Adds a record, or puts it in the place of the one with its example_id; returns its number. */
   put(record) {
     const row = rowOf(checked(record, this.records.length));
@@ -33,6 +40,7 @@ export class HeldRun {
     const number = known < 0 ? this.records.length : known;
     this.records[number] = record;
     this.rows[number] = row;
+    this.lowered = null;
     return number;
   }
 }
@@ -49,9 +57,17 @@ export class ServerRun {
   }
 
   async lines(numbers) {
-    const body = JSON.stringify({ numbers });
+    return (await this.ask("lines", { numbers })).blob();
+  }
+
+  async withWords(words) {
+    const { found } = await (await this.ask("search", { words })).json();
+    return found.map((numbers) => new Set(numbers));
+  }
+
+  ask(what, body) {
     const headers = { "Content-Type": "application/json" };
-    return (await answer(`api/v1/results/${this.place}/lines`, { method: "POST", body, headers })).blob();
+    return answer(`api/v1/results/${this.place}/${what}`, { method: "POST", body: JSON.stringify(body), headers });
   }
 }
 
@@ -112,6 +128,47 @@ export class FileRun {
   async lines(numbers) {
     return new Blob(numbers.flatMap((number) => [this.file.slice(...this.spans[number]), "\n"]));
   }
+
+  async withWords(words, onProgress) {
+    this.lowered ??= this.readLowered(onProgress);
+    try {
+      return wordPlaces(await this.lowered, words);
+    } catch (error) {
+      this.lowered = null; // Asked again, it is tried again.
+      throw error;
+    }
+  }
+
+  async readLowered(onProgress) {
+    const found = [];
+    for await (const { text } of linesOf(this.file, onProgress)) if (text.trim()) found.push(passagesOf(parsedLine(text)));
+    return found;
+  }
+}
+
+/** All passages of a record in lower case; no word or phrase that a person types reaches from one into the next. */
+function passagesOf(record) {
+  return [...(record.proponents ?? []), ...(record.opponents ?? [])].join("\n").toLowerCase();
+}
+
+async function loweredOf(records) {
+  const found = [];
+  let since = performance.now();
+  for (const record of records) {
+    found.push(passagesOf(record));
+    if (performance.now() - since < STRETCH) continue;
+    await new Promise((resolve) => setTimeout(resolve));
+    since = performance.now();
+  }
+  return found;
+}
+
+function wordPlaces(texts, words) {
+  return words.map((word) => {
+    const places = new Set();
+    texts.forEach((text, place) => text.includes(word) && places.add(place));
+    return places;
+  });
 }
 
 /** Lines of a file with their place in bytes: {text, start, end, line}. */

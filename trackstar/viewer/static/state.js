@@ -3,6 +3,7 @@
 /** Names in the address, and what they are where it does not say. */
 export const DEFAULTS = Object.freeze({
   search: "", // words in prompt, target or id
+  where: "", // "passages": in passages, too
   filter: "", // an expression of filter.js
   correct: "", // one of CORRECT in controls.js
   relation: "",
@@ -21,6 +22,7 @@ export function readFragment(fragment) {
   const words = new URLSearchParams(fragment.replace(/^#/, ""));
   const view = Object.fromEntries(Object.keys(DEFAULTS).map((name) => [name, words.get(name) ?? DEFAULTS[name]]));
   if (view.end !== "opponents") view.end = DEFAULTS.end;
+  if (view.where !== "passages") view.where = DEFAULTS.where;
   return view;
 }
 

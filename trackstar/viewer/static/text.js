@@ -50,14 +50,15 @@ export function headOf(text, count) {
 
 /**
  * A pattern that finds whole words and phrases, whatever their case and spacing; null where there is nothing to find.
- * In scripts that put no spaces between words, anywhere.
+ * In scripts that put no spaces between words, and with `isAnywhere`, parts of words too.
  */
-export function patternOf(phrases) {
+export function patternOf(phrases, isAnywhere = false) {
   const sources = [...new Set(phrases.map((phrase) => phrase.trim()).filter((phrase) => phrase && phrase.length <= LONGEST_PHRASE))]
     .slice(0, MOST_PHRASES)
     .sort((a, b) => b.length - a.length)
     .map((phrase) => {
       const body = phrase.replace(/[\\^$.*+?()[\]{}|/]/gu, "\\$&").replace(/\s+/gu, "\\s+");
+      if (isAnywhere) return body;
       const letters = [...phrase];
       return edge(letters[0], "(?<![\\p{L}\\p{N}])") + body + edge(letters.at(-1), "(?![\\p{L}\\p{N}])");
     });
