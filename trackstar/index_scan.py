@@ -3,13 +3,15 @@
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import torch
 
 from trackstar.index import DataFile
 from trackstar.kept_files import KeptFiles
 from trackstar.passages import fetch_rows
 from trackstar.queries import Change, QuerySet
 from trackstar.removal import Removals
-from trackstar.scoring import ScanSettings, scan_files
+from trackstar.scan_settings import ScanLimit, ScanSettings
+from trackstar.scoring import scan_files
 from trackstar.topk import TopK
 from trackstar.trace import RankedExample, TraceCancelledError, TraceProgress
 
@@ -30,6 +32,7 @@ def scan_index(
     kept: KeptFiles,
     tell: OnProgress,
     cancel: Callable[[], bool] | None = None,
+    limit: ScanLimit | None = None,
 ) -> Tops:
     """The k best rows of all files, for one query; as `scoring.scan_files` of all of them.
 
@@ -42,6 +45,7 @@ def scan_index(
         kept: Opens the files.
         tell: Told after each group of files how far the scan is.
         cancel: Asked before each group; says True to stop.
+        limit: What is known of the device's memory.
 
     Raises:
         TrackStarError: as `scoring.scan_files`.
@@ -52,12 +56,13 @@ def scan_index(
         TopK.empty(len(queries), settings.top_k),
         TopK.empty(len(queries), settings.top_k, largest=False) if settings.opponents else None,
     )
+    limit = limit or ScanLimit(torch.device(settings.device))
     total, done, num_examples = sum(file.num_bytes for file in files), 0, 0
     tell(TraceProgress("scanning", 0, total, 0))
     for group in _groups(files):
         check_cancelled(cancel)
         uris = [file.uri for file in group]
-        best = _merged(best, scan_files(uris, folded, settings, change, removals, kept.open))
+        best = _merged(best, scan_files(uris, folded, settings, change, removals, kept.open, limit))
         done += sum(file.num_bytes for file in group)
         num_examples += sum(file.num_rows for file in group)
         tell(TraceProgress("scanning", done, total, num_examples))

@@ -30,7 +30,7 @@ from trackstar.query_encoding import TaskPreconditioner, task_preconditioner
 from trackstar.removal import Removals
 from trackstar.removed_items import load_removals
 from trackstar.results import Query
-from trackstar.scoring import ScanSettings
+from trackstar.scan_settings import ScanLimit, ScanSettings
 from trackstar.spec import Spec
 from trackstar.tokenization import UnusableRecordError
 from trackstar.trace import Explanation, RankedExample, Trace, TraceCancelledError, TraceProgress
@@ -106,6 +106,7 @@ class Tracer:
         self._lock = threading.Lock()
         self._known_removals: tuple[tuple[str, ...], Removals] | None = None
         self._encoder: Encoder | None = None
+        self._scan_limit: ScanLimit | None = None
         self._task = TaskPreconditioner(None, None, 0.0)
         threads.use(num_threads)
         if model is not None:
@@ -219,7 +220,9 @@ class Tracer:
         example = self._query_example(prompt, target)
         vectors, loss = self._encode(example)
         check_cancelled(cancel)
-        highest, lowest = scan_index(files, vectors, settings, self._task.change, removals, self._files, tell, cancel)
+        highest, lowest = scan_index(
+            files, vectors, settings, self._task.change, removals, self._files, tell, cancel, self._scan_limit
+        )
         num_examples = sum(file.num_rows for file in files)
         tell(TraceProgress("reading", total, total, num_examples))
         return Trace(
@@ -312,6 +315,7 @@ class Tracer:
                 None if self._task.inverse_root is None else self._task.inverse_root.to(encoder.loaded.device)
             )
         self._encoder = encoder
+        self._scan_limit = ScanLimit(encoder.loaded.device)
 
     def _query_example(self, prompt: str, target: str) -> Example:
         """The query's tokens.
