@@ -22,7 +22,8 @@ from trackstar.passages import fetch_rows
 from trackstar.queries import Change, QuerySet
 from trackstar.removal import NOTHING, Removals
 from trackstar.results import Query, Ranking, Result, write_results
-from trackstar.scoring import ScanSettings, scan_files
+from trackstar.scan_settings import ScanLimit, ScanSettings
+from trackstar.scoring import scan_files
 from trackstar.topk import TopK
 
 Tops = tuple[TopK, TopK | None]
@@ -135,7 +136,8 @@ class ScanFiles(beam.DoFn):
         assert self._loaded is not None
         number, files = element
         loaded = self._loaded
-        tops = scan_files([file.uri for file in files], loaded.queries, loaded.settings, loaded.change, loaded.removals)
+        uris = [file.uri for file in files]
+        tops = scan_files(uris, loaded.queries, loaded.settings, loaded.change, loaded.removals, limit=loaded.limit)
         rows = sum(file.num_rows for file in files)
         self._rows.inc(rows)
         self._reporter.report(str(number), sum(file.num_bytes for file in files), rows, finished=True)
@@ -143,13 +145,16 @@ class ScanFiles(beam.DoFn):
 
 
 class _Loaded:
-    """Queries, change and removals, as `Shared` needs them: one object that can be referred to weakly."""
+    """Queries, change, removals and what is known of the device, as `Shared` needs them: one object that can be referred to
+    weakly."""
 
     def __init__(self, scan: Scan):
         self.queries = QuerySet.load(scan.queries_uri)
         self.change = Change.load(scan.change_uri) if scan.change_uri else None
         self.removals = Removals.read(scan.removals_uri) if scan.removals_uri else NOTHING
-        self.settings = dataclasses.replace(scan.settings, device=str(choose_device(scan.settings.device)))
+        device = choose_device(scan.settings.device)
+        self.settings = dataclasses.replace(scan.settings, device=str(device))
+        self.limit = ScanLimit(device)
 
 
 class MergeTops(beam.CombineFn):

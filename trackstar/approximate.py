@@ -51,6 +51,16 @@ class Bounded:
     radius: torch.Tensor | None
     constant: torch.Tensor
 
+    def is_finite(self) -> bool:
+        """Whether all of it is; a row with NaN or infinity can spoil the bounds of all rows that are multiplied with it."""
+        parts = [part for part in (self.centre, self.radius, self.constant) if part is not None]
+        return all(bool(torch.isfinite(part).all()) for part in parts)
+
+    def rows(self, places: np.ndarray) -> "Bounded":
+        """The scores of some of the rows, copied."""
+        chosen = torch.from_numpy(places).to(self.centre.device)
+        return Bounded(self.centre[:, chosen], None if self.radius is None else self.radius[:, chosen], self.constant)
+
 
 def tile_rows(dimension: int) -> int:
     """Rows of `dimension` numbers that `QueryProduct` should be given at a time where they have to be unpacked."""

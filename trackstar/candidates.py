@@ -47,6 +47,10 @@ class Pairs:
         """The pairs that a mask or an index array chooses."""
         return Pairs(self.query[chosen], self.row[chosen], self.lower[chosen], self.upper[chosen])
 
+    def moved(self, by: int) -> "Pairs":
+        """The same with other numbers of rows: `by` higher."""
+        return dataclasses.replace(self, row=self.row + by)
+
     def groups(self, num_queries: int) -> np.ndarray:
         """[Q + 1], where each query's pairs begin."""
         return np.searchsorted(self.query, np.arange(num_queries + 1))
@@ -73,8 +77,13 @@ class Candidates:
     def __len__(self) -> int:
         return self._count
 
-    def add(self, scores: Bounded, row: int) -> None:
-        """Takes in what can matter of a block of rows, the first of which is number `row` of the scan."""
+    def find(self, scores: Bounded, rows: np.ndarray) -> Pairs:
+        """What can matter of a block of rows; takes nothing in, so it can be asked again.
+
+        Args:
+            scores: Of the block.
+            rows: [rows] int64, the rows' numbers.
+        """
         centre = scores.centre if self.largest else -scores.centre
         constant = scores.constant.cpu().numpy()
         if not self._count and centre.shape[1] >= self.k:
@@ -85,13 +94,19 @@ class Candidates:
         reach = centre if scores.radius is None else centre + scores.radius
         chosen = _places(reach, np.nextafter(self._threshold - constant, -np.float32(np.inf)))
         if not len(chosen):
-            return
+            return Pairs.none()
         query = (chosen // centre.shape[1]).astype(np.int32)
         middle, radius = _at(centre, chosen), constant[query]
         if scores.radius is not None:
             radius = radius + _at(scores.radius, chosen)
-        self._parts.append(Pairs(query, row + chosen % centre.shape[1], middle - radius, middle + radius))
-        self._count += len(query)
+        return Pairs(query, rows[chosen % centre.shape[1]], middle - radius, middle + radius)
+
+    def add(self, pairs: Pairs) -> None:
+        """Takes in what `find` found, with the rows' numbers in the scan."""
+        if not len(pairs):
+            return
+        self._parts.append(pairs)
+        self._count += len(pairs)
         if self._count >= max(self._num_queries * self.k, _TIGHTEN * self._tight_count):
             self.tighten()
 

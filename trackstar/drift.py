@@ -6,6 +6,10 @@ the relative Frobenius distance of the two, ‖mean − R̃‖ / ‖R̃‖, esti
 ‖mean‖² comes from products of *different* documents alone. R_train, from a sample itself, never fits documents that it has not
 seen exactly; so the number means something only beside that of as many old documents, and that is how it is reported.
 
+Where R_train fits well, old documents' distances are noise about zero, and a ratio of two such numbers says nothing. So new ones
+are held against what chance alone may give, too: two standard deviations of the estimated square, for documents that are like
+R̃. The square is the mean over pairs i ≠ j of h_ij = ⟨x_i x_iᵀ − R̃, x_j x_jᵀ − R̃⟩, whose variance then is 2·E[h²] / (N(N−1)).
+
 Where encodings are normalised block by block, the blocks' norms are not stored. Then directions are compared: the mean of the
 outer product of block b's direction, with R̃ / tr R̃. Where sign bits are stored, the numbers' sizes are gone, and with them what
 could be compared.
@@ -27,6 +31,7 @@ _FILES = 12
 _OLD_GROUPS = 3
 _FEWEST = 32
 _MOST = 4096  # the products of all pairs are held in memory
+_DEVIATIONS = 2.0  # of the squared distance, that may be chance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,19 +48,21 @@ class Drift:
     """Of the new documents, block by block."""
     old_blocks: tuple[float, ...]
     """Of the old documents, the largest of the groups, block by block."""
+    chance: float
+    """What as many documents that R_train fits may show by chance."""
 
     @property
     def ratio(self) -> float:
-        """New over old: about 1 where new documents are like the old ones."""
-        return self.fresh / max(*self.old, 1e-9)
+        """New over old, or over what may be chance: about 1, or less, where new documents are like the old ones."""
+        return self.fresh / max(*self.old, self.chance, 1e-9)
 
     def describe(self, limit: float) -> str:
         """Lines for people; above `limit` times the old documents' distance a refit is advised."""
         block = int(np.argmax(np.array(self.fresh_blocks) / np.maximum(self.old_blocks, 1e-9)))
         text = (
             f"drift: the R of {self.documents:,} new documents is {self.fresh:.2f} from R_train; that of as many old ones is "
-            f"{min(self.old):.2f} to {max(self.old):.2f} (most in block {block}: {self.fresh_blocks[block]:.2f} against "
-            f"{self.old_blocks[block]:.2f})"
+            f"{min(self.old):.2f} to {max(self.old):.2f}, and {self.chance:.2f} may be chance (most in block {block}: "
+            f"{self.fresh_blocks[block]:.2f} against {self.old_blocks[block]:.2f})"
         )
         if self.ratio <= limit:
             return text
@@ -96,7 +103,9 @@ def measure(index: Index, fresh: Sequence[DataFile], old: Sequence[DataFile], do
     old_rows = _sampled(old, _OLD_GROUPS * count, spec.dimension)
     count = min(len(new_rows), len(old_rows) // _OLD_GROUPS)
     groups = [new_rows[:count], *(old_rows[group::_OLD_GROUPS][:count] for group in range(_OLD_GROUPS))]
-    distances, norms = [], []  # squared: [blocks][groups], [blocks]
+    distances: list[list[float]] = []  # squared: [blocks][groups]
+    norms: list[float] = []  # squared
+    of_pairs = torch.zeros(count, count, dtype=torch.float64)  # h over all blocks, of old documents
     for block, (sigma, u, damping) in enumerate(load_blocks(storage.join(index.uri, "preconditioner"))):
         columns = slice(block * spec.block_dimension, (block + 1) * spec.block_dimension)
         kept = sigma / (sigma + damping)  # eigenvalues of R̃
@@ -105,20 +114,27 @@ def measure(index: Index, fresh: Sequence[DataFile], old: Sequence[DataFile], do
             kept = kept / kept.sum()
             parts = [torch.nn.functional.normalize(part, dim=1) for part in parts]
         norms.append(float((kept * kept).sum()))
-        distances.append([_squared_distance(part, u.float(), kept, norms[-1]) for part in parts])
+        distances.append([])
+        for number, part in enumerate(parts):
+            products = _pair_products(part, u.float(), kept, norms[-1])
+            distances[-1].append(_mean_of_pairs(products))
+            if number == 1:
+                of_pairs += products
     by_block = np.sqrt(np.maximum(np.array(distances), 0.0) / np.array(norms)[:, None])  # [blocks, groups]
     overall = np.sqrt(np.maximum(np.sum(distances, axis=0), 0.0) / np.sum(norms))  # [groups]
+    deviation = np.sqrt(2 * _mean_of_pairs(of_pairs.square_()) / (count * (count - 1)))
     return Drift(
         count,
         float(overall[0]),
         tuple(overall[1:].tolist()),
         tuple(by_block[:, 0].tolist()),
         tuple(by_block[:, 1:].max(axis=1).tolist()),
+        float(np.sqrt(_DEVIATIONS * deviation / np.sum(norms))),
     )
 
 
-def _squared_distance(rows: torch.Tensor, u: torch.Tensor, kept: torch.Tensor, norm: float) -> float:
-    """Estimate of ‖mean x xᵀ − R̃‖², unbiased; may come out below zero.
+def _pair_products(rows: torch.Tensor, u: torch.Tensor, kept: torch.Tensor, norm: float) -> torch.Tensor:
+    """⟨x_i x_iᵀ − R̃, x_j x_jᵀ − R̃⟩ of all pairs, float64 [N, N].
 
     Args:
         rows: x, float32 [N, d_b].
@@ -126,11 +142,14 @@ def _squared_distance(rows: torch.Tensor, u: torch.Tensor, kept: torch.Tensor, n
         kept: Its eigenvalues, float64 [d_b].
         norm: ‖R̃‖².
     """
-    count = len(rows)
-    gram = (rows @ rows.T).double()  # [N, N]
-    squares = (gram * gram).sum() - gram.diagonal().square().sum()
-    cross = ((rows @ u).double().square() @ kept).mean()  # mean of xᵀ R̃ x
-    return float(squares / (count * (count - 1)) - 2 * cross + norm)
+    own = (rows @ u).double().square() @ kept  # xᵀ R̃ x, [N]
+    return (rows @ rows.T).double().square_().sub_(own[:, None]).sub_(own[None, :]).add_(norm)
+
+
+def _mean_of_pairs(products: torch.Tensor) -> float:
+    """Mean over i ≠ j of [N, N]: of `_pair_products` it is an estimate of ‖mean x xᵀ − R̃‖² without bias, perhaps below zero."""
+    count = len(products)
+    return float((products.sum() - products.diagonal().sum()) / (count * (count - 1)))
 
 
 def _sampled(files: Sequence[DataFile], count: int, dimension: int) -> torch.Tensor:

@@ -3,13 +3,15 @@
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import torch
 
 from trackstar.index import DataFile
 from trackstar.kept_files import KeptFiles
 from trackstar.passages import fetch_rows
 from trackstar.queries import Change, QuerySet
 from trackstar.removal import Removals
-from trackstar.scoring import ScanSettings, scan_files
+from trackstar.scan_settings import ScanLimit, ScanSettings
+from trackstar.scoring import scan_files
 from trackstar.topk import TopK
 from trackstar.trace import RankedExample, TraceProgress
 
@@ -33,6 +35,7 @@ class IndexScan:
         change: Change of preconditioner, or None for the index's own.
         removals: What was taken down.
         kept: Opens the files.
+        limit: What is known of the device's memory.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class IndexScan:
         change: Change | None,
         removals: Removals,
         kept: KeptFiles,
+        limit: ScanLimit | None = None,
     ):
         self.proponents = TopK.empty(len(queries), settings.top_k)
         self.opponents = TopK.empty(len(queries), settings.top_k, largest=False) if settings.opponents else None
@@ -52,6 +56,7 @@ class IndexScan:
         self._change = change
         self._removals = removals
         self._kept = kept
+        self._limit = limit or ScanLimit(torch.device(settings.device))
 
     def __iter__(self) -> Iterator[TraceProgress]:
         """Scans, group after group.
@@ -63,7 +68,9 @@ class IndexScan:
         yield TraceProgress("scanning", 0, total, 0)
         for group in _groups(self._files):
             uris = [file.uri for file in group]
-            found = scan_files(uris, self._queries, self._settings, self._change, self._removals, self._kept.open)
+            found = scan_files(
+                uris, self._queries, self._settings, self._change, self._removals, self._kept.open, self._limit
+            )
             self.proponents = TopK.merge([self.proponents, found[0]])
             if self.opponents is not None and found[1] is not None:
                 self.opponents = TopK.merge([self.opponents, found[1]])

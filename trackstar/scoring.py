@@ -2,11 +2,13 @@
 
 A block of rows is multiplied with all queries, unpacked a little at a time where few bits are stored (`approximate`), what can
 still matter is kept (`candidates`), and that little is scored again in float64 (`held_rows`). The result equals a brute-force
-search with the float64 scores, ids included, whatever the blocks, files, threads and device.
+search with the float64 scores, ids included, whatever the blocks, files, threads and device. Where memory runs out, smaller
+blocks are multiplied, and then fewer queries at a time (`ScanLimit`).
 """
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -15,7 +17,8 @@ import pyarrow as pa
 import torch
 
 from trackstar.approximate import Bounded, DirectProduct, QueryProduct, tile_rows
-from trackstar.candidates import Candidates
+from trackstar.candidates import Candidates, Pairs
+from trackstar.device_memory import explained
 from trackstar.encoding_reader import Chunk, EncodingReader
 from trackstar.errors import TrackStarError
 from trackstar.held_rows import HeldRows, ScannedFile
@@ -23,11 +26,12 @@ from trackstar.passages import fetch_passages
 from trackstar.queries import Change, QuerySet
 from trackstar.removal import NOTHING, Removals
 from trackstar.row_weights import RowWeights
+from trackstar.scan_settings import ScanLimit, ScanSettings
 from trackstar.stored_forms import StoredForm, StoredRows
 from trackstar.threads import Shares
 from trackstar.topk import TopK
 
-__all__ = ["Change", "QuerySet", "ScanSettings", "TopK", "fetch_passages", "scan_file", "scan_files"]
+__all__ = ["Change", "QuerySet", "ScanLimit", "ScanSettings", "TopK", "fetch_passages", "scan_file", "scan_files"]
 
 _BLOCK_SCORES = 2**20  # products in one block: small enough to stay in cache while they are compared
 _BLOCK_ROWS = (64, 4096)
@@ -39,33 +43,6 @@ OpenFile = Callable[[str, int], EncodingReader]
 """Opens the file at a URI, with encodings of so many dimensions."""
 
 
-@dataclasses.dataclass(frozen=True)
-class ScanSettings:
-    """How to score.
-
-    Args:
-        top_k: Proponents, and opponents, of a query.
-        opponents: Whether to look for the lowest scores too.
-        unit_norm: Whether encodings count as unit vectors. If not, scores are multiplied with both gradients' norms (the
-            paper's ablation).
-        device: "cpu" or a CUDA device.
-        max_pairs: Pairs of query and row that may wait for their float64 scores; about 40 bytes each.
-        max_bytes: Encodings that are held in memory while they wait, where files cannot be mapped (object stores).
-    """
-
-    top_k: int = 100
-    opponents: bool = False
-    unit_norm: bool = True
-    device: str = "cpu"
-    max_pairs: int = 2**22
-    max_bytes: int = 2**30
-
-    def __post_init__(self) -> None:
-        for name in ("top_k", "max_pairs", "max_bytes"):
-            if getattr(self, name) < 1:
-                raise TrackStarError(f"{name} is {getattr(self, name)}; it must be positive")
-
-
 def scan_files(
     uris: Sequence[str],
     queries: QuerySet,
@@ -73,6 +50,7 @@ def scan_files(
     change: Change | None = None,
     removals: Removals = NOTHING,
     open_file: OpenFile = EncodingReader,
+    limit: ScanLimit | None = None,
 ) -> tuple[TopK, TopK | None]:
     """The k best rows of all files together, for every query.
 
@@ -84,17 +62,39 @@ def scan_files(
         change: Change of preconditioner, or None for the index's own.
         removals: What was taken down; the result is that of files without these rows.
         open_file: Gives a file's encodings; another than the default may keep files open from scan to scan.
+        limit: What is known of the device's memory; None: nothing yet.
 
     Returns:
         Proponents and, if asked for, opponents.
 
     Raises:
-        TrackStarError: a file that is damaged or belongs to another index, or a row with NaN or infinity.
+        TrackStarError: a file that is damaged or belongs to another index, a row with NaN or infinity, or a device whose memory
+            does not even take one query and a few rows.
     """
-    scan = _Scan(queries, settings, change, removals, open_file)
-    for uri in uris:
-        scan.file(uri)
-    return scan.result()
+    folded = _folded(queries, change)
+    known = limit or ScanLimit(torch.device(settings.device))
+
+    def scan_some(first: int, end: int) -> tuple[np.ndarray, tuple[TopK, TopK | None]]:
+        """The rankings of some queries: each half of them reads all files anew."""
+        numbers = np.arange(first, end)
+        some = folded if len(numbers) == len(folded) else folded.choose(numbers.tolist())
+        try:
+            scan = _Scan(some, settings, change, removals, open_file, known)
+            for uri in uris:
+                scan.file(uri)
+            return numbers, scan.result()
+        except (RuntimeError, MemoryError):
+            known.more_rows()
+            raise
+
+    remedy = "scan on the CPU (--device cpu)" if known.device.type != "cpu" else "fit an index of fewer dimensions"
+    with explained("a scan of the index for one query", known.device, remedy):
+        parts = list(known.queries.parts(0, len(folded), scan_some))
+    if len(parts) == 1:
+        return parts[0][1]
+    proponents = [tops[0].spread(numbers, len(folded)) for numbers, tops in parts]
+    opponents = [tops[1].spread(numbers, len(folded)) for numbers, tops in parts if tops[1] is not None]
+    return TopK.merge(proponents), TopK.merge(opponents) if opponents else None
 
 
 def scan_file(
@@ -134,7 +134,7 @@ def timed_scan(
 ) -> TimedScan:
     """`scan_files` with a clock in hand, for estimates of larger scans."""
     started = clock()
-    scan = _Scan(queries, settings, change)
+    scan = _Scan(_folded(queries, change), settings, change)
     for uri in uris:
         scan.file(uri)
     settling = clock()
@@ -143,8 +143,25 @@ def timed_scan(
     return TimedScan(proponents, opponents, settling - started, seconds, counts.num_scored, counts.num_weighed)
 
 
+def _folded(queries: QuerySet, change: Change | None) -> QuerySet:
+    """The queries as they are multiplied.
+
+    Raises:
+        TrackStarError: queries and change do not belong together.
+    """
+    if change is None:
+        if queries.folded:
+            raise TrackStarError("the queries are folded for a change of preconditioner, and none is given")
+        return queries
+    if change.dimension != queries.vectors.shape[1]:
+        raise TrackStarError(
+            f"the change of preconditioner has dimension {change.dimension}, the queries {queries.vectors.shape[1]}"
+        )
+    return queries.fold(change)
+
+
 class _Scan:
-    """What a scan knows so far: the winners of what was settled, and the candidates of what was not."""
+    """What a scan knows so far: the winners of what was settled, and the candidates of what was not; queries as `_folded`."""
 
     def __init__(
         self,
@@ -153,20 +170,16 @@ class _Scan:
         change: Change | None,
         removals: Removals = NOTHING,
         open_file: OpenFile = EncodingReader,
+        limit: ScanLimit | None = None,
     ):
         vectors = queries.vectors.float()
-        if change is not None and change.dimension != vectors.shape[1]:
-            raise TrackStarError(
-                f"the change of preconditioner has dimension {change.dimension}, the queries {vectors.shape[1]}"
-            )
         self._settings = settings
         self._change = change
         self._removals = removals
         self._open_file = open_file
         self._device = torch.device(settings.device)
-        if queries.folded and change is None:
-            raise TrackStarError("the queries are folded for a change of preconditioner, and none is given")
-        self._vectors = (vectors if change is None else queries.fold(change).vectors).contiguous()
+        self._limit = limit or ScanLimit(self._device)
+        self._vectors = vectors.contiguous()
         self._scale = None if settings.unit_norm else queries.grad_norm.double().numpy()
         by_block = change is not None and settings.unit_norm and change.normalisation == "block"
         self._parts = change.blocks() if change is not None and by_block else [slice(0, vectors.shape[1])]
@@ -217,16 +230,36 @@ class _Scan:
     def _chunk(self, file: ScannedFile, chunk: Chunk) -> None:
         start = self._held.hold(file, chunk)
         for first, end in self._blocks(file, chunk):
-            rows = chunk.stored.rows(first, end).to(self._device)
-            scores = self._bounded(file, chunk.row + first, rows)
-            # A NaN or infinity in a row shows in its product with any query.
-            if not torch.isfinite(scores.centre[0]).all():
-                raise _not_finite(file.uri, chunk.row + first, rows)
-            for candidates in self._candidates:
-                candidates.add(scores, start + first)
-            if self._crowded():
-                self.settle()
-                start = self._held.hold(file, chunk)
+            for found in self._limit.rows.parts(first, end, functools.partial(self._found, file, chunk)):
+                for candidates, pairs in zip(self._candidates, found, strict=True):
+                    candidates.add(pairs.moved(start))
+                if self._crowded():
+                    self.settle()
+                    start = self._held.hold(file, chunk)
+
+    def _found(self, file: ScannedFile, chunk: Chunk, first: int, end: int) -> list[Pairs]:
+        """What can matter of some rows of the chunk, for each end of the ranking, in numbers of the chunk's rows.
+
+        Rows that were taken down are multiplied with their neighbours, for many short blocks would take longer; then they are
+        left out.
+        """
+        kept = np.arange(first, end)
+        if file.removed is not None:
+            kept = kept[~file.removed[chunk.row + first : chunk.row + end]]
+            if not len(kept):
+                return [Pairs.none() for _ in self._candidates]
+        rows = chunk.stored.rows(first, end).to(self._device)
+        scores = self._bounded(file, chunk.row + first, rows)
+        if len(kept) < end - first:
+            if not scores.is_finite():  # what is gone cannot spoil a scan: only rows that are kept, run by run
+                runs = np.split(kept, np.flatnonzero(np.diff(kept) > 1) + 1)
+                parts = [self._found(file, chunk, int(run[0]), int(run[-1]) + 1) for run in runs]
+                return [Pairs.concatenate(list(of_end)) for of_end in zip(*parts, strict=True)]
+            scores = scores.rows(kept - first)
+        # A NaN or infinity in a row shows in its product with any query.
+        if not torch.isfinite(scores.centre[0]).all():
+            raise _not_finite(file.uri, chunk.row + first, rows)
+        return [candidates.find(scores, kept) for candidates in self._candidates]
 
     def _bounded(self, file: ScannedFile, first: int, rows: StoredRows) -> Bounded:
         """The approximate scores of a block, the first row of which is row `first` of the file."""
@@ -253,16 +286,12 @@ class _Scan:
         return self._device.type == "cpu" and len(self._vectors) <= form.direct_queries
 
     def _blocks(self, file: ScannedFile, chunk: Chunk) -> Iterator[tuple[int, int]]:
-        """First row and end of each block of the chunk; they step over the rows that were taken down."""
-        spans = [(0, len(chunk))]
-        if file.removed is not None:
-            kept = ~file.removed[chunk.row : chunk.row + len(chunk)]
-            edges = np.flatnonzero(np.diff(kept.astype(np.int8), prepend=0, append=0))
-            spans = list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+        """First row and end of each block of the chunk, without those whose rows were all taken down."""
         size = self._block_rows(file, chunk.stored.form)
-        for start, end in spans:
-            for first in range(start, end, size):
-                yield first, min(first + size, end)
+        for first in range(0, len(chunk), size):
+            end = min(first + size, len(chunk))
+            if file.removed is None or not file.removed[chunk.row + first : chunk.row + end].all():
+                yield first, end
 
     def _block_rows(self, file: ScannedFile, form: StoredForm) -> int:
         """Rows of a block: so many that the scores, and what is made of the rows on the way, stay small."""

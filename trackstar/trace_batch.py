@@ -20,7 +20,7 @@ from trackstar.kept_files import KeptFiles
 from trackstar.queries import Change, QuerySet
 from trackstar.removal import Removals
 from trackstar.results import Query
-from trackstar.scoring import ScanSettings
+from trackstar.scan_settings import ScanLimit, ScanSettings
 from trackstar.tokenization import UnusableRecordError
 from trackstar.topk import TopK
 from trackstar.trace import Trace, TraceCancelledError, TraceProgress
@@ -80,6 +80,7 @@ class TraceSource:
         kept: Opens the files.
         change: Change of preconditioner, or None for the index's own.
         scored_with: As in `Trace`.
+        limit: What is known of the device's memory.
     """
 
     encoder: Encoder
@@ -89,6 +90,7 @@ class TraceSource:
     kept: KeptFiles
     change: Change | None
     scored_with: str
+    limit: ScanLimit | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -209,7 +211,7 @@ def _scan_of(source: TraceSource, encoded: Sequence[_Encoded]) -> IndexScan:
         torch.cat([one.vectors.grad_norm for one in encoded]),
         folded=source.change is not None,
     )
-    return IndexScan(source.files, together, settings, source.change, source.removals, source.kept)
+    return IndexScan(source.files, together, settings, source.change, source.removals, source.kept, source.limit)
 
 
 def _outcome(source: TraceSource, one: _Encoded, place: int, scan: IndexScan, started: float) -> Outcome:

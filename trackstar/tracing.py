@@ -26,6 +26,7 @@ from trackstar.models import LoadedModel
 from trackstar.query_encoding import TaskPreconditioner, task_preconditioner
 from trackstar.removal import Removals
 from trackstar.removed_items import load_removals
+from trackstar.scan_settings import ScanLimit
 from trackstar.spec import Spec
 from trackstar.trace import Explanation, RankedExample, Trace, TraceCancelledError, TraceProgress
 from trackstar.trace_batch import Outcome, TraceQuery, TraceSource, query_example, trace_batch
@@ -110,6 +111,7 @@ class Tracer:
         self._lock = threading.Lock()
         self._known_removals: tuple[tuple[str, ...], Removals] | None = None
         self._encoder: Encoder | None = None
+        self._scan_limit: ScanLimit | None = None
         self._task = TaskPreconditioner(None, None, 0.0)
         threads.use(num_threads)
         if model is not None:
@@ -241,6 +243,7 @@ class Tracer:
             self._files,
             self._task.change,
             self._scored_with,
+            self._scan_limit,
         )
         return trace_batch(source, queries)
 
@@ -321,6 +324,7 @@ class Tracer:
                 None if self._task.inverse_root is None else self._task.inverse_root.to(encoder.loaded.device)
             )
         self._encoder = encoder
+        self._scan_limit = ScanLimit(encoder.loaded.device)
 
     def _removals(self, index: Index) -> Removals:
         """What is taken down by now: asked for every trace, since it counts from the moment it is said."""

@@ -18,7 +18,7 @@ from tests.tiny_models import VOCABULARY, tiny_model
 from trackstar import sample_sums
 from trackstar.batching import Example
 from trackstar.corpus import expand, plan
-from trackstar.device_memory import BatchLimit, is_out_of_memory
+from trackstar.device_memory import BatchLimit, SizeLimit, is_out_of_memory
 from trackstar.encoder import Encoder
 from trackstar.errors import TrackStarError
 from trackstar.fitting import SampleTask
@@ -185,6 +185,37 @@ def test_the_way_a_batch_is_cut_depends_on_it_and_the_limit_alone() -> None:
     ran: list[list[int]] = []
     assert limit.each([[0, 1, 2, 3, 4], [5], [6, 7]], [10, 10, 9, 8, 1, 50, 9, 9], ran.append) == {}
     assert ran == [[0, 1, 2], [3, 4], [5], [6, 7]]
+
+
+def test_a_range_is_taken_in_parts_that_fit() -> None:
+    limit = SizeLimit(torch.device("cpu"), "things", fewest=3)
+    tried: list[tuple[int, int]] = []
+
+    def run(first: int, end: int) -> list[int]:
+        tried.append((first, end))
+        if end - first > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return list(range(first, end))
+
+    assert list(limit.parts(2, 32, run)) == [[*range(2, 5)], *(list(range(i, i + 3)) for i in range(5, 32, 3))]
+    assert tried[:4] == [(2, 32), (2, 17), (2, 9), (2, 5)]
+    assert limit.most == 3
+    tried.clear()
+    assert [len(part) for part in limit.parts(0, 8, run)] == [3, 3, 2]
+    assert tried == [(0, 3), (3, 6), (6, 8)]
+    assert list(limit.parts(5, 5, run)) == []
+
+
+def test_a_range_of_which_the_fewest_do_not_fit() -> None:
+    tried: list[int] = []
+
+    def run(first: int, end: int) -> None:
+        tried.append(end - first)
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(MemoryError, match="CUDA out of memory"):
+        list(SizeLimit(torch.device("cpu"), "things", fewest=16).parts(0, 100, run))
+    assert tried == [100, 50, 25, 16]
 
 
 def test_what_allocators_say() -> None:

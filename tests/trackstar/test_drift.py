@@ -87,6 +87,22 @@ def test_small_samples_of_the_same_kind_are_no_further_than_old_ones(tmp_path: P
     assert np.sqrt(np.mean(squares)) < 0.5 * np.sqrt(D / count)
 
 
+def test_chance_is_no_drift(tmp_path: Path) -> None:
+    """Nights of documents like those of a fit that was good: distances are noise, whose size is told, and nothing is advised."""
+    index, preconditioner = make(tmp_path)
+    add(index, preconditioner, 0, gradients(400, 3))
+    nights = []
+    for night in range(1, 41):
+        add(index, preconditioner, night, gradients(40, 100 + night))
+        nights.append(measure(index, {night}, 40))
+    assert not any("trackstar fit" in found.describe(1.5) for found in nights)
+    # By the old documents' distances alone a new fit would be advised every few nights.
+    assert sum(found.fresh > 1.5 * max(found.old) for found in nights) >= 3
+    # Squares below zero are told as zero, so the others are half of the variance.
+    deviation = np.sqrt(2 * np.mean([found.fresh**4 for found in nights]))
+    assert deviation == pytest.approx(np.mean([found.chance**2 for found in nights]) / 2, rel=0.4)
+
+
 def test_the_advice(tmp_path: Path) -> None:
     index, preconditioner = make(tmp_path)
     add(index, preconditioner, 0, gradients(600, 1))

@@ -14,6 +14,7 @@ from tests.indexes import make_encodings, make_index, make_spec, unit_vectors, w
 from tests.naive_forms import STORAGES
 from tests.trackstar.test_scoring import brute_force, cut, listed, uris
 from trackstar import item_file, removal, rewriting, scoring
+from trackstar.approximate import Bounded, QueryProduct
 from trackstar.corpus import Reject, WorkItem
 from trackstar.encodings import Encodings
 from trackstar.errors import TrackStarError
@@ -34,6 +35,7 @@ from trackstar.removed_items import (
 from trackstar.rewriting import rewrite_item
 from trackstar.scoring import QuerySet, ScanSettings, scan_files
 from trackstar.storage import read_bytes
+from trackstar.stored_forms import StoredRows
 
 pytest_plugins = ["tests.gcs"]
 
@@ -88,19 +90,64 @@ def test_a_removed_shard_is_not_scanned(tmp_path: Path) -> None:
     assert listed(found) == brute_force(files, queries.vectors, 5)
 
 
-def test_a_damaged_encoding_that_was_taken_down_is_not_looked_at(tmp_path: Path) -> None:
-    """What is gone cannot fail a scan."""
-    _index, [item] = make_index(tmp_path, [[make_encodings(unit_vectors(9, 32))]])
+@pytest.mark.parametrize("storage", ["bfloat16", "float32"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 3e38])
+@pytest.mark.parametrize("how", ["plain", "changed", "without unit norm"])
+def test_a_damaged_encoding_that_was_taken_down_is_not_looked_at(
+    tmp_path: Path, storage: str, bad: float, how: str
+) -> None:
+    """What is gone cannot fail a scan, nor spoil the bounds of its neighbours' scores."""
+    vectors = unit_vectors(60, 32)
+    _index, [item] = make_index(tmp_path / "damaged", [[make_encodings(vectors)]], storage=storage)
+    dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[storage]
     raw = bytearray(Path(item.uri).read_bytes())
-    row = unit_vectors(9, 32)[4].bfloat16().view(torch.uint8).numpy().tobytes()
-    at = raw.index(row)
-    raw[at : at + 2] = b"\xff\x7f"  # NaN
+    at = raw.index(vectors[4].to(dtype).view(torch.uint8).numpy().tobytes())
+    wrong = torch.full((32,), bad).to(dtype).view(torch.uint8).numpy().tobytes()
+    raw[at : at + len(wrong)] = wrong
     Path(item.uri).write_bytes(raw)
     queries = QuerySet.of(unit_vectors(2, 32, 1))
-    with pytest.raises(TrackStarError, match=r"row 4: .*trackstar verify --repair"):
-        scan_files([item.uri], queries, ScanSettings(3))
-    found, _ = scan_files([item.uri], queries, ScanSettings(9), removals=Removals(frozenset(["e4"])))
-    assert [len(entries) for entries in listed(found)] == [8, 8]
+    change = Change(torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(5))) if how == "changed" else None
+    settings = ScanSettings(20, opponents=True, unit_norm=how != "without unit norm")
+    if bad != 3e38:
+        with pytest.raises(TrackStarError, match=r"row 4: .*trackstar verify --repair"):
+            scan_files([item.uri], queries, settings, change)
+    found = scan_files([item.uri], queries, settings, change, Removals(frozenset(["e4"])))
+    [rest] = remaining([make_encodings(vectors)], {"e4"})
+    _index, [whole] = make_index(tmp_path / "whole", [[rest]], storage=storage)
+    expected = scan_files([whole.uri], queries, settings, change)
+    assert [listed(end) for end in found] == [listed(end) for end in expected]
+
+
+@pytest.mark.parametrize("gone", [range(0, 5000, 3), range(1000, 4000), range(4999)])
+def test_scattered_take_downs_cost_no_more_products(
+    tmp_path: Path, gone: range, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are multiplied in as large blocks as ever; blocks that hold nothing else are left out."""
+    sizes: list[int] = []
+    product = QueryProduct.__call__
+
+    def counted(self: QueryProduct, rows: StoredRows, norm: float) -> Bounded:
+        sizes.append(len(rows))
+        return product(self, rows, norm)
+
+    monkeypatch.setattr(QueryProduct, "__call__", counted)
+    monkeypatch.setattr(scoring, "_BLOCK_ROWS", (64, 500))
+    encodings = make_encodings(unit_vectors(5000, 32))
+    _index, [item] = make_index(tmp_path / "all", [[encodings]])
+    queries = QuerySet.of(unit_vectors(3, 32, 1))
+    scan_files([item.uri], queries, ScanSettings(10))
+    all_blocks = list(sizes)
+    assert sum(all_blocks) == 5000
+    sizes.clear()
+    ids = {f"e{i}" for i in gone}
+    found, _ = scan_files([item.uri], queries, ScanSettings(10), removals=Removals(frozenset(ids)))
+    left = [i for i in range(5000) if i not in gone]
+    assert listed(found) == brute_force(remaining([encodings], ids), queries.vectors, min(10, len(left)))
+    held, start = [], 0
+    for size in all_blocks:
+        held += [size] if any(start <= i < start + size for i in left) else []
+        start += size
+    assert sizes == held
 
 
 @pytest.mark.parametrize("many", [False, True])

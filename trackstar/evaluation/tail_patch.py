@@ -3,10 +3,13 @@
 For a query (prompt, target) and a proponent: one step of the saved optimizer on the proponent alone, then
 p(target | prompt) after it less the same before it (arXiv 2410.17413, section 5.2). The model's own tensors are never
 written: for the time of a measurement its parameters point to others, so every measurement starts from the same bits.
+
+Where the device's memory runs out, fewer queries are measured together, before the step and after it alike.
 """
 
 import contextlib
 import dataclasses
+import functools
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from trackstar import optimizer_state, storage, threads
 from trackstar.batching import Batch, Example, collate, plan_batches
 from trackstar.corpus import Record
+from trackstar.device_memory import BatchLimit, explained
 from trackstar.devices import choose_device
 from trackstar.errors import TrackStarError
 from trackstar.evaluation.training_step import StepRules, read_rules
@@ -106,6 +110,10 @@ class TailPatch:
         self._moving = [(named[name], rule) for name, rule in self.rules.by_name.items()]
         self._has_plain_head = PlainHead.of(loaded.model) is not None
         self._before: dict[tuple[tuple[tuple[int, ...], int], ...], Tensor] = {}
+        remedies = ("--batch_tokens", "give a lower --max_length")
+        self.limit = BatchLimit(loaded.device, *remedies)
+        """What this process has learned of its device's memory, as far as queries are measured."""
+        self._backward = BatchLimit(loaded.device, *remedies)  # and as far as gradients are taken
         self._lock = threading.RLock()
 
     @property
@@ -145,25 +153,31 @@ class TailPatch:
 
         Returns:
             Probabilities; not finite where the step led to such numbers.
+
+        Raises:
+            TooLongError: a document whose gradient does not fit into the device's memory.
+            TrackStarError: a query that does not fit by itself, or memory that something else has taken.
         """
+
+        def run(parts: list[list[int]]) -> Measured:
+            return self._measured(document, [(part, [queries[i] for i in part]) for part in parts], rates)
+
+        lengths = [len(query.input_ids) for query in queries]
         with self._lock:
-            batches = [
-                (indices, [queries[i] for i in indices])
-                for indices in plan_batches([len(query.input_ids) for query in queries], self.settings.batch_tokens)
-            ]
-            before = _in_order(batches, self._before_step)
-            direction = self._direction(document)
-            after = []
-            for number, rate in enumerate(rates):
-                with self._moved(direction, rate, last=number == len(rates) - 1):
-                    after.append(_in_order(batches, self._probabilities))
-            return Measured(before, after)
+            return self.limit.together(plan_batches(lengths, self.settings.batch_tokens), lengths, run)
 
     def slope(self, document: Example | None, query: Example) -> tuple[float, float]:
-        """p(target | prompt) before a step, and its slope ∂p/∂rate along one on the document at rate 0: ∇p · (−u), exact."""
+        """p(target | prompt) before a step, and its slope ∂p/∂rate along one on the document at rate 0: ∇p · (−u), exact.
+
+        Raises:
+            TooLongError: a document or query whose gradient does not fit into the device's memory.
+            TrackStarError: memory that something else has taken.
+        """
         with self._lock:
             direction = self._direction(document)
-            log_p, gradients = self._gradients(lambda: self._log_probabilities(collate([query])).sum())
+            log_p, gradients = self._gradients(
+                lambda: self._log_probabilities(collate([query])).sum(), query, "a query"
+            )
             dot = sum(
                 float((gradient * u).sum(dtype=torch.float64))
                 for gradient, u in zip(gradients, direction, strict=True)
@@ -171,6 +185,18 @@ class TailPatch:
             )
             p = float(log_p.exp())
             return p, -p * dot
+
+    def _measured(
+        self, document: Example | None, batches: Sequence[tuple[list[int], list[Example]]], rates: Sequence[float]
+    ) -> Measured:
+        """Steps and queries in these batches: the numbers of their queries, and these."""
+        before = _in_order(batches, self._before_step)
+        direction = self._direction(document)
+        after = []
+        for number, rate in enumerate(rates):
+            with self._moved(direction, rate, last=number == len(rates) - 1):
+                after.append(_in_order(batches, self._probabilities))
+        return Measured(before, after)
 
     def _before_step(self, queries: Sequence[Example]) -> Tensor:
         """`_probabilities` in the checkpoint, remembered: single queries and shared proponents come again and again."""
@@ -189,7 +215,7 @@ class TailPatch:
                 return [None] * len(self._moving)
             gradients = [torch.zeros_like(parameter) for parameter, _ in self._moving]
         else:
-            _, gradients = self._gradients(lambda: self._loss(document))
+            _, gradients = self._gradients(lambda: self._loss(document), document, "a document")
         with torch.no_grad():
             for i, (parameter, rule) in enumerate(self._moving):
                 gradient = gradients[i]
@@ -197,8 +223,17 @@ class TailPatch:
                     gradients[i] = rule.direction(gradient, parameter)
         return gradients
 
-    def _gradients(self, value: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor | None]]:
-        """A scalar and its gradients to the moving parameters; the model's parameters are frozen again afterwards."""
+    def _gradients(
+        self, value: Callable[[], Tensor], example: Example, what: str
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """A scalar and its gradients to the moving parameters; the model's parameters are frozen again afterwards.
+
+        Raises:
+            TooLongError: the example that it is of, called `what`, does not fit into the device's memory.
+        """
+        return self._backward.alone(len(example.input_ids), functools.partial(self._gradients_of, value), what)
+
+    def _gradients_of(self, value: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor | None]]:
         parameters = [parameter for parameter, _ in self._moving]
         flags = [parameter.requires_grad for parameter in parameters]
         try:
@@ -304,8 +339,10 @@ class TailPatchSource:
         """
         threads.use(self.threads)
         # What share of the model encodings see is of no matter here: a step moves all of it.
-        loaded = load_model(self.model, "float32", choose_device(self.device), allow_low_coverage=True)
-        return TailPatch(loaded, self.state_uri, self.settings)
+        device = choose_device(self.device)
+        with explained("the model with its optimizer's state", device, "give --device cpu"):
+            loaded = load_model(self.model, "float32", device, allow_low_coverage=True)
+            return TailPatch(loaded, self.state_uri, self.settings)
 
     def identity(self) -> str:
         """All that numbers depend on, the versions of the files included, as one string."""

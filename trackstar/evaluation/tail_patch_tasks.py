@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from trackstar import storage
 from trackstar.batching import Example
 from trackstar.corpus import Record, WorkItem, read
+from trackstar.device_memory import TooLongError
 from trackstar.evaluation.tail_patch import TailPatch
 from trackstar.tokenization import UnusableRecordError
 
@@ -130,7 +131,11 @@ class _OfPairs(abc.ABC):
                 examples[i] = patch.query(query.prompt, query.target)
             except UnusableRecordError as error:
                 reasons[i] = f"query: {error}"
-        measured = dict(zip(examples, self._measured(patch, document, list(examples.values())), strict=True))
+        try:
+            found = self._measured(patch, document, list(examples.values()))
+        except TooLongError as error:
+            return [Outcome(reason=reasons.get(i, str(error))) for i in range(len(group.queries))]
+        measured = dict(zip(examples, found, strict=True))
         return [
             dataclasses.replace(measured[i], cut=cut) if i in measured else Outcome(reason=reasons[i])
             for i in range(len(group.queries))
