@@ -149,29 +149,19 @@ class _Scan:
         removals: Removals = NOTHING,
         open_file: OpenFile = EncodingReader,
     ):
-        vectors = queries.vectors.float()
-        if change is not None and change.dimension != vectors.shape[1]:
-            raise TrackStarError(
-                f"the change of preconditioner has dimension {change.dimension}, the queries {vectors.shape[1]}"
-            )
         self._settings = settings
         self._change = change
         self._removals = removals
         self._open_file = open_file
         self._device = torch.device(settings.device)
-        if queries.folded and change is None:
-            raise TrackStarError("the queries are folded for a change of preconditioner, and none is given")
-        self._vectors = (vectors if change is None else queries.fold(change).vectors).contiguous()
-        self._scale = None if settings.unit_norm else queries.grad_norm.double().numpy()
-        by_block = change is not None and settings.unit_norm and change.normalisation == "block"
-        self._parts = change.blocks() if change is not None and by_block else [slice(0, vectors.shape[1])]
+        self._held = HeldRows.of(queries, change, settings.unit_norm)
+        self._vectors = self._held.vectors
         self._products: dict[torch.dtype, QueryProduct] = {}
         self._direct: dict[str, DirectProduct] = {}
         self._shares = Shares()
         ends = (True, False) if settings.opponents else (True,)
         self._candidates = [Candidates(len(queries), settings.top_k, largest) for largest in ends]
         self._best = [TopK.empty(len(queries), settings.top_k, largest) for largest in ends]
-        self._held = HeldRows(self._vectors, self._parts, self._scale)
 
     def file(self, uri: str) -> None:
         """Takes in one file."""
@@ -239,7 +229,7 @@ class _Scan:
     def _product(self, form: StoredForm) -> QueryProduct:
         product = self._products.get(form.tile_type)
         if product is None:
-            product = QueryProduct(self._vectors, form.tile_type, self._device, self._scale)
+            product = QueryProduct(self._vectors, form.tile_type, self._device, self._held.scale)
             self._products[form.tile_type] = product
         return product
 
