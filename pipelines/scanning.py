@@ -61,16 +61,18 @@ class ScanIndex(beam.PTransform):
         elements: Groups of files, each scanned by one worker.
         scan: What to scan them with.
         reporter: Where progress goes.
+        first: Number of the first group, for progress where several scans share a reporter.
     """
 
     elements: list[list[DataFile]]
     scan: Scan
     reporter: Reporter
+    first: int = 0
 
     def expand(self, root: Any) -> Any:
         return (
             root
-            | OneByOne(list(enumerate(self.elements)))
+            | OneByOne(list(enumerate(self.elements, self.first)))
             | "ScanFiles" >> beam.ParDo(ScanFiles(self.scan, self.reporter))
             | "MergeTops" >> beam.CombineGlobally(MergeTops())
         )
@@ -84,14 +86,16 @@ class WriteResults(beam.PTransform):
         queries: The queries, in order.
         query_set: Name of the set.
         output: Results file.
+        fetch: Gives the texts of some rows of one file; by default those that the file itself holds.
     """
 
     queries: list[Query]
     query_set: str
     output: str
+    fetch: "Callable[[tuple[str, list[int]]], Passages] | None" = None
 
     def expand(self, tops: Any) -> Any:
-        passages = tops | "FetchPassages" >> FetchPassages(fetch)
+        passages = tops | "FetchPassages" >> FetchPassages(self.fetch or fetch)
         return passages | "Write" >> beam.Map(
             write, beam.pvalue.AsSingleton(tops), self.queries, self.query_set, self.output
         )
@@ -104,13 +108,13 @@ class ScanFiles(beam.DoFn):
         self._scan = scan
         self._reporter = reporter
         self._shared = Shared()
-        self._loaded: _Loaded | None = None
+        self._loaded: LoadedScan | None = None
         self._rows = Metrics.counter("trackstar", "num_scored_examples")
 
     def setup(self) -> None:
         """Opens queries and change once a process."""
         threads.use(self._scan.threads)
-        self._loaded = self._shared.acquire(lambda: _Loaded(self._scan), tag=self._scan)
+        self._loaded = self._shared.acquire(lambda: LoadedScan(self._scan), tag=self._scan)
 
     def process(self, element: tuple[int, list[DataFile]]) -> Iterator[Tops]:
         assert self._loaded is not None
@@ -123,7 +127,7 @@ class ScanFiles(beam.DoFn):
         yield tops
 
 
-class _Loaded:
+class LoadedScan:
     """Queries, change and removals, as `Shared` needs them: one object that can be referred to weakly."""
 
     def __init__(self, scan: Scan):
