@@ -79,16 +79,18 @@ class ScanIndex(beam.PTransform):
         elements: Groups of files, each scanned by one worker.
         scan: What to scan them with.
         reporter: Where progress goes.
+        first: Number of the first group, for progress where several scans share a reporter.
     """
 
     elements: list[list[DataFile]]
     scan: Scan
     reporter: Reporter
+    first: int = 0
 
     def expand(self, root: Any) -> Any:
         return (
             root
-            | OneByOne(list(enumerate(self.elements)))
+            | OneByOne(list(enumerate(self.elements, self.first)))
             | "ScanFiles" >> beam.ParDo(ScanFiles(self.scan, self.reporter))
             | "MergeTops" >> beam.CombineGlobally(MergeTops())
         )
@@ -103,15 +105,17 @@ class WriteResults(beam.PTransform):
         query_set: Name of the set.
         output: Results file.
         sources: Whether to write shards and positions, too.
+        fetch: Gives the passages of some rows of one file; by default what the file itself holds.
     """
 
     queries: list[Query]
     query_set: str
     output: str
     sources: bool = False
+    fetch: "Callable[[tuple[str, list[int]]], Passages] | None" = None
 
     def expand(self, tops: Any) -> Any:
-        passages = tops | "FetchPassages" >> FetchPassages(fetch)
+        passages = tops | "FetchPassages" >> FetchPassages(self.fetch or fetch)
         return passages | "Write" >> beam.Map(
             write, beam.pvalue.AsSingleton(tops), self.queries, self.query_set, self.output, self.sources
         )
@@ -124,13 +128,13 @@ class ScanFiles(beam.DoFn):
         self._scan = scan
         self._reporter = reporter
         self._shared = Shared()
-        self._loaded: _Loaded | None = None
+        self._loaded: LoadedScan | None = None
         self._rows = Metrics.counter("trackstar", "num_scored_examples")
 
     def setup(self) -> None:
         """Opens queries and change once a process."""
         threads.use(self._scan.threads)
-        self._loaded = self._shared.acquire(lambda: _Loaded(self._scan), tag=self._scan)
+        self._loaded = self._shared.acquire(lambda: LoadedScan(self._scan), tag=self._scan)
 
     def process(self, element: tuple[int, list[DataFile]]) -> Iterator[Tops]:
         assert self._loaded is not None
@@ -144,7 +148,7 @@ class ScanFiles(beam.DoFn):
         yield tops
 
 
-class _Loaded:
+class LoadedScan:
     """Queries, change, removals and what is known of the device, as `Shared` needs them: one object that can be referred to
     weakly."""
 

@@ -2,11 +2,14 @@
 
 Every encoding is scored against every query, exactly: no sampling, no pre-filter. With --task_hessian auto the preconditioner is
 R = λ R_eval + (1 − λ) R_train, R_eval from these queries; the index need not be built again for it.
+
+In two passes (--better_index, --better_spec) a cheap index is scanned, and what it proposes is scored again in a better form.
+That is exact but for what the cheap one does not propose; --check_recall measures how much that is.
 """
 
 import argparse
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -14,19 +17,27 @@ import apache_beam as beam
 from pipelines import cli, cost_flags, costs, flag_types, options, runner
 from pipelines.build_index import encoder_source
 from pipelines.cost_flags import add_cost_arguments
-from pipelines.elements import OneByOne, group_files
+from pipelines.elements import group_files
 from pipelines.model_flags import add_model_arguments
 from pipelines.progress import Progress, Reporter, say
-from pipelines.scan_flags import add_query_arguments, add_ranking_arguments, add_scan_arguments, query_set_of
+from pipelines.query_parts import encode_queries
+from pipelines.scan_flags import (
+    add_query_arguments,
+    add_ranking_arguments,
+    add_scan_arguments,
+    add_two_pass_arguments,
+    check_two_pass_arguments,
+    query_set_of,
+)
 from pipelines.scanning import Scan, ScanIndex, WriteResults, scan_threads
-from pipelines.workers import EncoderDoFn
+from pipelines.two_pass import TwoPassScore, open_better
 from trackstar import storage
 from trackstar.cost.basis import Basis
 from trackstar.cost.commands import Estimated, estimate_score
 from trackstar.devices import choose_device
 from trackstar.encoder import EncoderSource
 from trackstar.index import DataFile, Index, Snapshot
-from trackstar.query_encoding import prepare_queries, project_queries, queries_key, query_groups
+from trackstar.query_encoding import prepare_queries, queries_key
 from trackstar.removed_items import load_removals
 from trackstar.results import Query, read_queries
 from trackstar.scoring import ScanSettings
@@ -45,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model_arguments(parser)
     add_ranking_arguments(parser)
+    add_two_pass_arguments(parser)
     run = parser.add_argument_group("the run")
     run.add_argument("--version", type=flag_types.natural, metavar="N", help="snapshot of the index (the last)")
     add_scan_arguments(run)
@@ -53,11 +65,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     """Encodes the queries, scans the index, writes the results."""
+    check_two_pass_arguments(args)
     index = Index.open(args.index)
     index.spec.check_unit_norm(args.unit_norm)
     snapshot = index.snapshot(args.version)
     queries = read_queries(args.queries)
     source = encoder_source(args, index)
+    better = open_better(args, index, snapshot)
+    if better is not None:
+        two_passes = TwoPassScore(args, beam_args, index, snapshot, queries, source, better)
+        return costs.dry_run(args, beam_args, two_passes.estimate) if cost_flags.wanted(args) else two_passes.run()
     if cost_flags.wanted(args):
         return costs.dry_run(
             args, beam_args, lambda basis: estimate(args, index, snapshot, queries, source, beam_args, basis)
@@ -117,44 +134,6 @@ def estimate(
         scan_threads(args.scan_threads, beam_args),
         basis,
     )
-
-
-def encode_queries(queries: Sequence[Query], source: EncoderSource, work: str, beam_args: Sequence[str]) -> list[str]:
-    """Runs the pipeline that leaves the queries' projected gradients in files; returns these in order."""
-    groups = [list(group) for group in query_groups(queries)]
-    uris = [storage.join(work, f"part-{number:05d}.safetensors") for number in range(len(groups))]
-    missing = [(uri, group) for uri, group in zip(uris, groups, strict=True) if not storage.exists(uri)]
-    if missing:
-        say(f"encoding {len(queries):,} queries")
-        transform = EncodeQueries(missing, source)
-        runner.run_pipeline(lambda pipeline: pipeline | "EncodeQueries" >> transform, beam_args)
-    return uris
-
-
-@dataclasses.dataclass
-class EncodeQueries(beam.PTransform):
-    """Groups of queries → files of projected gradients.
-
-    Args:
-        groups: (file, queries) pairs.
-        source: The encoder.
-    """
-
-    groups: list[tuple[str, list[Query]]]
-    source: EncoderSource
-
-    def expand(self, root: Any) -> Any:
-        return root | OneByOne(self.groups) | "EncodeGroup" >> beam.ParDo(EncodeGroup(self.source))
-
-
-class EncodeGroup(EncoderDoFn):
-    """Projects one group of queries."""
-
-    def process(self, element: tuple[str, list[Query]]) -> Iterator[str]:
-        uri, queries = element
-        if not storage.exists(uri):
-            project_queries(self.loaded(), queries, uri)
-        yield uri
 
 
 @dataclasses.dataclass

@@ -8,9 +8,9 @@ import apache_beam as beam
 from pipelines import runner
 from pipelines.elements import group_files
 from pipelines.progress import Progress, say
+from pipelines.query_parts import encode_queries
 from pipelines.scan_flags import Scanning
 from pipelines.scanning import Scan, ScanIndex, Tops, WriteResults, scan_threads
-from pipelines.score import encode_queries
 from trackstar import storage
 from trackstar.cost.basis import Basis
 from trackstar.cost.commands import Estimated, PlannedScan, estimate_scans

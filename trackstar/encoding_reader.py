@@ -22,6 +22,8 @@ from trackstar.parquet_pages import Page, plain_pages
 from trackstar.stored_forms import FORMS, StoredForm, StoredRows
 
 _PLAIN = ("bfloat16", "float32")
+_NEAR_BYTES = 2**17
+"""Of rows between two that are wanted: so few are read along, since a request more would take longer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,20 +82,33 @@ class EncodingReader:
 
     def chunks(self) -> Iterator[Chunk]:
         """All rows, chunk after chunk."""
-        if self.form.is_scaled and self._scales is None:
-            self._scales = self._read_scales()
+        self._load_scales()
         if self._pages is None:
             yield from self._decoded()
         elif (path := storage.local_path(self.uri)) is not None:
             yield from self._mapped(str(path), self._pages)
         else:
             for page in self._pages:
-                data = self._read(page.offset, page.num_rows * self._width)
-                if len(data) != page.num_rows * self._width:
-                    raise TrackStarError(
-                        f"{self.uri}: ended at byte {page.offset + len(data)}; run `trackstar verify --repair`"
-                    )
-                yield self._chunk(page.row, data, 0, page.num_rows, owned=True)
+                yield self._copied(page, page.row, page.num_rows)
+
+    def take(self, rows: np.ndarray) -> list[Chunk]:
+        """Single rows, in chunks that take memory of their own; rows between them that lie near may come along.
+
+        Of the file's encodings no more is read than these, so a few rows of many cost little.
+
+        Args:
+            rows: [n] int64, ascending, rows that the file has.
+        """
+        self._load_scales()
+        if self._pages is None:
+            return [part for chunk in self._decoded() for part in _parts(chunk, rows)]
+        page_of = np.searchsorted([page.row for page in self._pages], rows, side="right") - 1
+        apart = (np.diff(rows) > max(1, _NEAR_BYTES // self._width)) | (np.diff(page_of) > 0)
+        found = []
+        for some in np.split(np.arange(len(rows)), np.flatnonzero(apart) + 1) if len(rows) else []:
+            first, last = int(rows[some[0]]), int(rows[some[-1]])
+            found.append(self._copied(self._pages[page_of[some[0]]], first, last - first + 1))
+        return found
 
     def column(self, name: str) -> pa.Array:
         """All values of another column.
@@ -155,6 +170,18 @@ class EncodingReader:
         stated = self._stated(MAX_NORM)
         return self.form.fixed_norm if stated is None else float(stated)
 
+    def _load_scales(self) -> None:
+        if self.form.is_scaled and self._scales is None:
+            self._scales = self._read_scales()
+
+    def _copied(self, page: Page, row: int, count: int) -> Chunk:
+        """Some rows of a page, read into memory."""
+        offset = page.offset + (row - page.row) * self._width
+        data = self._read(offset, count * self._width)
+        if len(data) != count * self._width:
+            raise TrackStarError(f"{self.uri}: ended at byte {offset + len(data)}; run `trackstar verify --repair`")
+        return self._chunk(row, data, 0, count, owned=True)
+
     def _read_scales(self) -> torch.Tensor:
         scales = self.column(SCALE)
         if scales.null_count or len(scales) != self.num_rows:
@@ -206,6 +233,14 @@ class EncodingReader:
     def _read(self, offset: int, length: int) -> bytes:
         self._source.seek(offset)
         return self._source.read(length)
+
+
+def _parts(chunk: Chunk, rows: np.ndarray) -> Iterator[Chunk]:
+    """Copies of those rows of a chunk that are among `rows`, neighbours together."""
+    inside = rows[(rows >= chunk.row) & (rows < chunk.row + len(chunk))]
+    for some in np.split(inside, np.flatnonzero(np.diff(inside) > 1) + 1):
+        if len(some):
+            yield Chunk(int(some[0]), chunk.stored.take(torch.from_numpy(some - chunk.row)), owned=True)
 
 
 def _read_ahead(descriptor: int, offset: int, length: int) -> None:

@@ -17,7 +17,7 @@ from trackstar.token_text import pieces_of, spans_of
 from trackstar.tokenization import Tokenization, UnusableRecordError
 from trackstar.trace import BlockContribution, Explanation, RankedExample, TokenContributions, WeightContribution
 
-_LOSS_TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}
+LOSS_TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}
 """How far a loss that is computed again, perhaps on another device, may be off, of its size."""
 _LATER_PASSAGE = re.compile(r"#[1-9]\d*\Z")
 
@@ -111,7 +111,7 @@ def _explanation(
     encoder: Encoder, query: Example, ranked: RankedExample, of_document: tuple[Example, int], found: Contributions
 ) -> Explanation:
     document, context = of_document
-    tolerance = _LOSS_TOLERANCE[encoder.spec.model_dtype] * max(1.0, abs(ranked.loss))
+    tolerance = LOSS_TOLERANCE[encoder.spec.model_dtype] * max(1.0, abs(ranked.loss))
     weights = encoder.loaded.weights
     return Explanation(
         example=ranked,

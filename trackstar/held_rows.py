@@ -14,6 +14,7 @@ import torch
 from trackstar.candidates import Pairs
 from trackstar.encoding_reader import Chunk
 from trackstar.exact import RowPairs, exact_products
+from trackstar.queries import Change, QuerySet
 from trackstar.row_weights import RowWeights
 from trackstar.stored_forms import StoredRows
 from trackstar.topk import TopK
@@ -59,12 +60,32 @@ class HeldRows:
     """
 
     def __init__(self, vectors: torch.Tensor, parts: Sequence[slice], scale: np.ndarray | None):
-        self._vectors = vectors
+        self.vectors = vectors
         self._parts = parts
-        self._scale = scale
+        self.scale = scale
         self._held: list[_Held] = []
         self.num_scored = 0  # pairs
         self.num_weighed = 0  # rows whose weights were computed in float64
+
+    @classmethod
+    def of(cls, queries: QuerySet, change: Change | None, unit_norm: bool) -> "HeldRows":
+        """Nothing in hand yet, for scores with some queries.
+
+        Args:
+            queries: As for `scoring.scan_files`.
+            change: See there.
+            unit_norm: As in `scoring.ScanSettings`.
+
+        Raises:
+            TrackStarError: queries and change do not belong to each other.
+        """
+        vectors = queries.for_scan(change).vectors.float()
+        by_block = change is not None and unit_norm and change.normalisation == "block"
+        return cls(
+            vectors.contiguous(),
+            change.blocks() if change is not None and by_block else [slice(0, vectors.shape[1])],
+            None if unit_norm else queries.grad_norm.double().numpy(),
+        )
 
     @property
     def num_files(self) -> int:
@@ -88,7 +109,7 @@ class HeldRows:
 
     def best(self, pairs: Pairs, k: int, largest: bool) -> TopK:
         """The winners among `pairs`, whose rows are numbered as `hold` does, by their float64 scores."""
-        num_queries = len(self._vectors)
+        num_queries = len(self.vectors)
         if not len(pairs):
             return TopK.empty(num_queries, k, largest)
         self.num_scored += len(pairs)
@@ -137,13 +158,15 @@ class HeldRows:
         """The float64 scores of `pairs`, [P]."""
         products = np.empty((len(pairs), len(self._parts)))
         for of_type, row_pairs in self._row_pairs(pairs):
-            products[of_type] = exact_products(self._vectors, self._parts, row_pairs)
+            products[of_type] = exact_products(self.vectors, self._parts, row_pairs)
         place, in_chunk = self._places(pairs)
         self._multiply_factors(products, place, in_chunk)
         file_row = self._file_rows(place, in_chunk)
         for file in {held.file.uri: held.file for held in self._held}.values():
+            if file.weights is None:
+                continue
             chosen = np.flatnonzero(np.array([held.file.uri == file.uri for held in self._held])[place])
-            if file.weights is None or not len(chosen):
+            if not len(chosen):
                 continue
             rows, first, inverse = np.unique(file_row[chosen], return_index=True, return_inverse=True)
 
@@ -156,7 +179,7 @@ class HeldRows:
         scores = products[:, 0]
         for part in range(1, products.shape[1]):
             scores = scores + products[:, part]
-        return scores if self._scale is None else scores * self._scale[pairs.query]
+        return scores if self.scale is None else scores * self.scale[pairs.query]
 
     def _multiply_factors(self, products: np.ndarray, place: np.ndarray, in_chunk: np.ndarray) -> None:
         """Multiplies [P, parts] products with the factors of their rows, where these count."""

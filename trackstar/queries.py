@@ -56,6 +56,22 @@ class QuerySet:
         """The same queries, ready for scans under `change`."""
         return self if self.folded else QuerySet(change.fold(self.vectors.float()), self.grad_norm, True)
 
+    def for_scan(self, change: "Change | None") -> "QuerySet":
+        """The queries as a scan multiplies them: folded, where there is a change.
+
+        Raises:
+            TrackStarError: queries and change do not belong to each other.
+        """
+        if change is None:
+            if self.folded:
+                raise TrackStarError("the queries are folded for a change of preconditioner, and none is given")
+            return self
+        if change.dimension != self.vectors.shape[1]:
+            raise TrackStarError(
+                f"the change of preconditioner has dimension {change.dimension}, the queries {self.vectors.shape[1]}"
+            )
+        return self.fold(change)
+
     def choose(self, numbers: Sequence[int]) -> "QuerySet":
         """Some of the queries, with the same bits."""
         chosen = torch.as_tensor(list(numbers), dtype=torch.int64)

@@ -71,7 +71,7 @@ def scan_files(
         TrackStarError: a file that is damaged or belongs to another index, a row with NaN or infinity, or a device whose memory
             does not even take one query and a few rows.
     """
-    folded = _folded(queries, change)
+    folded = queries.for_scan(change)
     known = limit or ScanLimit(torch.device(settings.device))
 
     def scan_some(first: int, end: int) -> tuple[np.ndarray, tuple[TopK, TopK | None]]:
@@ -134,7 +134,7 @@ def timed_scan(
 ) -> TimedScan:
     """`scan_files` with a clock in hand, for estimates of larger scans."""
     started = clock()
-    scan = _Scan(_folded(queries, change), settings, change)
+    scan = _Scan(queries, settings, change)
     for uri in uris:
         scan.file(uri)
     settling = clock()
@@ -143,25 +143,8 @@ def timed_scan(
     return TimedScan(proponents, opponents, settling - started, seconds, counts.num_scored, counts.num_weighed)
 
 
-def _folded(queries: QuerySet, change: Change | None) -> QuerySet:
-    """The queries as they are multiplied.
-
-    Raises:
-        TrackStarError: queries and change do not belong together.
-    """
-    if change is None:
-        if queries.folded:
-            raise TrackStarError("the queries are folded for a change of preconditioner, and none is given")
-        return queries
-    if change.dimension != queries.vectors.shape[1]:
-        raise TrackStarError(
-            f"the change of preconditioner has dimension {change.dimension}, the queries {queries.vectors.shape[1]}"
-        )
-    return queries.fold(change)
-
-
 class _Scan:
-    """What a scan knows so far: the winners of what was settled, and the candidates of what was not; queries as `_folded`."""
+    """What a scan knows so far: the winners of what was settled, and the candidates of what was not."""
 
     def __init__(
         self,
@@ -172,24 +155,20 @@ class _Scan:
         open_file: OpenFile = EncodingReader,
         limit: ScanLimit | None = None,
     ):
-        vectors = queries.vectors.float()
         self._settings = settings
         self._change = change
         self._removals = removals
         self._open_file = open_file
         self._device = torch.device(settings.device)
         self._limit = limit or ScanLimit(self._device)
-        self._vectors = vectors.contiguous()
-        self._scale = None if settings.unit_norm else queries.grad_norm.double().numpy()
-        by_block = change is not None and settings.unit_norm and change.normalisation == "block"
-        self._parts = change.blocks() if change is not None and by_block else [slice(0, vectors.shape[1])]
+        self._held = HeldRows.of(queries, change, settings.unit_norm)
+        self._vectors = self._held.vectors
         self._products: dict[torch.dtype, QueryProduct] = {}
         self._direct: dict[str, DirectProduct] = {}
         self._shares = Shares()
         ends = (True, False) if settings.opponents else (True,)
         self._candidates = [Candidates(len(queries), settings.top_k, largest) for largest in ends]
         self._best = [TopK.empty(len(queries), settings.top_k, largest) for largest in ends]
-        self._held = HeldRows(self._vectors, self._parts, self._scale)
 
     def file(self, uri: str) -> None:
         """Takes in one file."""
@@ -277,7 +256,7 @@ class _Scan:
     def _product(self, form: StoredForm) -> QueryProduct:
         product = self._products.get(form.tile_type)
         if product is None:
-            product = QueryProduct(self._vectors, form.tile_type, self._device, self._scale)
+            product = QueryProduct(self._vectors, form.tile_type, self._device, self._held.scale)
             self._products[form.tile_type] = product
         return product
 

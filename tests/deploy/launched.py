@@ -13,10 +13,12 @@ from pipelines.baseline import RankCorpus
 from pipelines.build_index import EncodeItems
 from pipelines.driver import Launch
 from pipelines.progress import Reporter
+from pipelines.query_parts import EncodeQueries
 from pipelines.rewriting import RewriteItems
 from pipelines.sample_sums import SumOverSample, WhitenOverSample
-from pipelines.scanning import Scan, ScanIndex
-from pipelines.score import EncodeQueries, ScoreIndex
+from pipelines.scanning import Scan, ScanIndex, WriteResults
+from pipelines.score import ScoreIndex
+from pipelines.second_pass import RescoreEncoded, RescoreStored, TwoPasses
 from pipelines.tail_patch import RunTasks
 from pipelines.verify import VerifyFiles
 from tests import gcs as store
@@ -26,6 +28,7 @@ from trackstar.evaluation.corpus_scan import RandomMethod
 from trackstar.evaluation.tail_patch import TailPatchSettings, TailPatchSource
 from trackstar.results import Query
 from trackstar.scoring import ScanSettings
+from trackstar.two_pass import TwoPassRun
 
 IMAGE = "us-central1-docker.pkg.dev/example-project/trackstar/trackstar:1.2.3"
 COMMANDS = driver.commands()
@@ -115,6 +118,15 @@ def transforms(bucket: str) -> dict[str, list[beam.PTransform]]:
     score = ScoreIndex(
         elements=[[]], scan=scan, queries=[query], query_set="q", output=f"{bucket}/r.jsonl", reporter=reporter
     )
+    described = TwoPassRun(index, 0, "sign", index, 0, "bfloat16", 1, 10, 10, 0)
+    propose, write = ScanIndex([[]], scan, reporter), WriteResults([query], "q", f"{bucket}/r.jsonl")
+    two_passes = [
+        TwoPasses(propose, f"{index}/links", 1, rescore, check, write, described, [0], f"{bucket}/r.two_pass.json")
+        for rescore, check in (
+            (RescoreStored(index, scan, 1.0, reporter), propose),
+            (RescoreEncoded(source, scan, 1.0, reporter), None),
+        )
+    ]
     encode = EncodeItems([item], source, index, reporter)
     return {
         "fit": [
@@ -123,7 +135,7 @@ def transforms(bucket: str) -> dict[str, list[beam.PTransform]]:
         ],
         "build-index": [encode],
         "reindex": [encode, RewriteItems([(item, "key")], "{}", index, reporter)],
-        "score": [EncodeQueries([(f"{index}/part", [query])], source), score],
+        "score": [EncodeQueries([(f"{index}/part", [query])], source), score, *two_passes],
         "standing": [ScanIndex([[]], scan, reporter)],
         "verify": [VerifyFiles([[]], index, "{}", f"{index}/checks", reporter)],
         "baseline": [rank],

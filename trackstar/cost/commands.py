@@ -34,7 +34,7 @@ _TYPE_BYTES = {"bfloat16": 2, "float32": 4}
 
 
 @dataclasses.dataclass(frozen=True)
-class _Model:
+class CostedModel:
     """The model of an estimate: its shapes, and the encoder where rates are measured."""
 
     loaded: LoadedModel
@@ -72,7 +72,7 @@ def estimate_build(
         ShardError: a sampled shard cannot be read.
         TrackStarError: the model is not the spec's.
     """
-    loaded = _load(spec, source, basis)
+    loaded = load_for(spec, source, basis)
     sample = sample_corpus(loaded.tokenization, missing, basis.clock)
     rates = loaded.rates
     if loaded.encoder is not None:
@@ -107,7 +107,7 @@ def estimate_fit(
         basis: What to reckon with.
     """
     items = [item for task in tasks for item in task.items]
-    loaded = _load(spec, source, basis)
+    loaded = load_for(spec, source, basis)
     sample = sample_corpus(loaded.tokenization, items, basis.clock)
     rates = loaded.rates
     whitening = WhiteningShape.of(passes, spec.moments) if passes else None
@@ -175,7 +175,7 @@ def estimate_score(
         scan_threads: Threads of a scanning worker.
         basis: What to reckon with.
     """
-    loaded = _load(spec, source, basis)
+    loaded = load_for(spec, source, basis)
     asked = _query_sample(loaded.tokenization, queries)
     scan = scan_shape(spec, files, groups, len(queries), settings, task_hessian)
     rates = loaded.rates
@@ -298,7 +298,7 @@ def scan_shape(
     )
 
 
-def _load(spec: Spec, source: EncoderSource, basis: Basis) -> _Model:
+def load_for(spec: Spec, source: EncoderSource, basis: Basis) -> CostedModel:
     """The model with weights where rates are measured, else its shapes alone."""
     encoder = None
     load_seconds = 0.0
@@ -314,7 +314,7 @@ def _load(spec: Spec, source: EncoderSource, basis: Basis) -> _Model:
     rates = basis.rates(model_bytes, spec.model_dtype)
     if encoder is not None:
         rates = rates.with_measured(load_seconds=load_seconds)
-    return _Model(loaded, shape, spec, encoder, rates)
+    return CostedModel(loaded, shape, spec, encoder, rates)
 
 
 def _preconditioner_rates(rates: Rates, spec: Spec, basis: Basis) -> Rates:

@@ -284,6 +284,40 @@ def scan_stage(shape: EncodingShape, scan: ScanShape, rates: Rates) -> Stage:
     )
 
 
+def second_pass_stage(
+    shape: EncodingShape, scan: ScanShape, rows: float, pairs: int, files: float, computes: bool, rates: Rates
+) -> Stage:
+    """Proposed rows → their float64 scores.
+
+    Args:
+        shape: Of the better form.
+        scan: What is ranked.
+        rows: Examples that are scored again.
+        pairs: Pairs of them and a query.
+        files: Files that they are in, of each index.
+        computes: Whether they were encoded again; if not, they are found and read in the better index.
+        rates: Rates.
+    """
+    norms = 2.0 * rows * shape.dimension * shape.block_dimension if scan.changed else 0.0
+    opened = files if computes else 2.0 * files
+    read = 0.0 if computes else rows * shape.bytes_per_encoding
+    parts = [
+        Part("finding rows", opened * rates.fetch_seconds, "s", 1.0),
+        Part("re-scoring in float64", float(pairs) * shape.dimension, "numbers", rates.rescore_numbers),
+    ]
+    if norms:
+        parts.append(Part("norms under the mixed R", norms, "FLOP", rates.weigh_flops))
+    return Stage(
+        "second pass",
+        scan.groups,
+        (*parts, *_overhead(rates, loads_model=False)),
+        read_bytes=read,
+        shuffle_bytes=scan.shuffle_bytes(),
+        flops=norms,
+        object_reads=3.0 * opened + (0.0 if computes else rows),
+    )
+
+
 def merge_stage(scan: ScanShape, rates: Rates) -> Stage:
     """Top-k arrays → one, and the winners' texts; workers merge and fetch, one writes the results."""
     entries = scan.merged_entries()
