@@ -16,8 +16,8 @@ from pathlib import Path
 
 from pipelines import cli
 from trackstar.demo import answers, train
-from trackstar.demo.corpus import jsonl, write
 from trackstar.demo.report import measure, read_jsonl
+from trackstar.json_lines import jsonl, write_if_changed
 
 FACTS = 2000
 PATTERNS_PER_FACT = 3
@@ -99,11 +99,10 @@ def write_corpus(shared: Path, folder: Path) -> int:
         documents.append({"id": f"wikitext/{number}", "text": passage})
     generator.shuffle(documents)
     for shard in range(SHARDS):
-        write(
-            folder / "corpus" / f"shard-{shard:02d}.jsonl.gz", gzip.compress(jsonl(documents[shard::SHARDS]), mtime=0)
-        )
-    write(folder / "queries.jsonl", jsonl(queries))
-    write(folder / "stating.json", json.dumps(stating).encode())
+        content = gzip.compress(jsonl(documents[shard::SHARDS]), mtime=0)
+        write_if_changed(str(folder / "corpus" / f"shard-{shard:02d}.jsonl.gz"), content)
+    write_if_changed(str(folder / "queries.jsonl"), jsonl(queries))
+    write_if_changed(str(folder / "stating.json"), json.dumps(stating).encode())
     return len(documents)
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks.beam_share import WORDS, fit, make_model
 from benchmarks.common import machine, markdown_table, write_results
 from trackstar.index import Index
-from trackstar.indexing import ItemCounts
+from trackstar.item_footer import ItemCounts
 
 MARK = 0.05
 CHANGED = 0.01

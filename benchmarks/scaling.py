@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.common import markdown_table
+from trackstar.amounts import human_bytes
 from trackstar.cost import model
 from trackstar.cost.model import Estimate, Stage
 from trackstar.cost.prices import Machine, Prices, load_prices
 from trackstar.cost.rates import of_machine
 from trackstar.cost.shapes import CorpusShape, EncodingShape, ScanShape
-from trackstar.estimate import human_bytes
 
 DOCUMENTS, TOKENS, QUERIES, TOP_K = 365e6, 160e9, 5415, 100
 LAYERS, WIDTH, KEYS, INNER, VOCABULARY = 32, 4096, 1024, 14_336, 128_256

@@ -20,11 +20,13 @@ class Plan:
             process a machine, all its threads. "records" is plain Python: Dataflow's default of a process a processor.
         parameters: Values of its flags.
         driver_machine_type: For a main process that needs more than the default machine.
+        scans: Whether jobs of "encode" scan the index, too.
     """
 
     work: str
     parameters: dict[str, str]
     driver_machine_type: str = ""
+    scans: bool = False
 
 
 def plans(settings: Settings) -> dict[str, Plan]:
@@ -35,7 +37,7 @@ def plans(settings: Settings) -> dict[str, Plan]:
     return {
         "fit": Plan("encode", encode, driver_machine_type="e2-highmem-8"),
         "build-index": Plan("encode", encode),
-        "reindex": Plan("encode", {**encode, "vacuum_days": str(settings.vacuum_days)}),
+        "reindex": Plan("encode", {**encode, "vacuum_days": str(settings.vacuum_days)}, scans=True),
         "score": Plan("scan", {"index": index, "model": model, "queries": queries, "output": results}),
         "baseline": Plan(
             "records",
@@ -55,7 +57,8 @@ def launch_body(command: str, settings: Settings, image: str) -> dict[str, Any]:
     shape = shapes()[settings.scan_shape if plan.work == "scan" else settings.encode_shape]
     if plan.work == "records":
         shape = shapes()["cpu"]
-    parameters = {"command": command, **plan.parameters, **worker_parameters(plan.work, shape, settings.max_workers)}
+    machines = worker_parameters(plan, shape, settings.max_workers)
+    parameters = {"command": command, **plan.parameters, **machines}
     parameters["worker_service_account"] = settings.service_account("worker")
     if plan.driver_machine_type:
         parameters["driver_machine_type"] = plan.driver_machine_type
@@ -69,7 +72,7 @@ def launch_body(command: str, settings: Settings, image: str) -> dict[str, Any]:
     }
 
 
-def worker_parameters(work: str, shape: Shape, max_workers: int) -> dict[str, str]:
+def worker_parameters(plan: Plan, shape: Shape, max_workers: int) -> dict[str, str]:
     """The flags that give a command's jobs their machines."""
     found = {
         "machine_type": shape.machine_type,
@@ -77,14 +80,15 @@ def worker_parameters(work: str, shape: Shape, max_workers: int) -> dict[str, st
         "disk_size_gb": str(shape.disk_size_gb),
         "max_num_workers": str(max_workers),
     }
-    if work == "records":
+    if plan.work == "records":
         return found
     found["number_of_worker_harness_threads"] = "1"
     if shape.accelerator:
         found["dataflow_service_options"] = f"worker_accelerator=type:{shape.accelerator};count:1;install-nvidia-driver"
-    if shape.accelerator or work == "scan":
+    one_process = bool(shape.accelerator) or plan.work == "scan"
+    if one_process:
         found["experiments"] = "no_use_multiple_sdk_containers"
-    if work == "scan":
+    if plan.work == "scan" or plan.scans:
         # The command would count the processors of the driver's machine.
-        found["scan_threads"] = str(shape.vcpus)
+        found["scan_threads"] = str(shape.vcpus if one_process else 1)
     return found

@@ -15,13 +15,13 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from pipelines import cli, costs, flag_types, options, runner
+from pipelines import cli, cost_flags, costs, flag_types, options, runner
 from pipelines.corpus import add_corpus_arguments, add_reject_argument, planned
-from pipelines.costs import add_cost_arguments
+from pipelines.cost_flags import add_cost_arguments
+from pipelines.elements import OneByOne
 from pipelines.progress import Progress, Reporter, say
+from pipelines.scan_flags import add_query_arguments, query_set_of
 from pipelines.scanning import FetchPassages, MergeTops, Passages, Tops, write
-from pipelines.score import add_query_arguments, query_set_of
-from pipelines.workers import OneByOne
 from trackstar.corpus import WorkItem
 from trackstar.cost.evaluation_commands import estimate_baseline
 from trackstar.errors import TrackStarError
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
         raise TrackStarError(f"{' '.join(args.corpus)}: the shards are empty; there is nothing to rank")
     method = method_of(queries)
     passes = 2 if method.needs_statistics else 1
-    if costs.wanted(args):
+    if cost_flags.wanted(args):
         return costs.dry_run(
             args,
             beam_args,

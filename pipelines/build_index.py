@@ -13,20 +13,23 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from pipelines import cli, costs, runner
+from pipelines import cli, cost_flags, costs, runner
 from pipelines.corpus import add_corpus_arguments, add_reject_argument, planned
-from pipelines.costs import add_cost_arguments
+from pipelines.cost_flags import add_cost_arguments
+from pipelines.elements import OneByOne
+from pipelines.model_flags import add_model_arguments
 from pipelines.progress import Progress, Reporter, say
 from pipelines.rewriting import rewrite_items
-from pipelines.workers import EncoderDoFn, OneByOne, add_model_arguments
-from trackstar import manifest, storage
+from pipelines.workers import EncoderDoFn
+from trackstar import checkpoint_files, manifest, storage
 from trackstar.corpus import Shard, WorkItem
 from trackstar.cost.basis import Basis
 from trackstar.cost.commands import Estimated, estimate_build
 from trackstar.encoder import EncoderSource
 from trackstar.errors import ShardError
-from trackstar.index import Index, ItemFile
-from trackstar.indexing import ItemCounts, encode_item, take_failure, write_failure
+from trackstar.index import Index
+from trackstar.indexing import encode_item, take_failure, write_failure
+from trackstar.item_footer import ItemCounts, ItemFile
 from trackstar.manifest import Manifest
 from trackstar.removal import NOTHING, Removals
 from trackstar.removed_items import base_key, discover, load_removals, without_removed
@@ -50,7 +53,7 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     index = Index.open(args.index)
     shards, items = planned(args)
     source = encoder_source(args, index)
-    if costs.wanted(args):
+    if cost_flags.wanted(args):
         return costs.dry_run(args, beam_args, lambda basis: estimate(index, shards, items, source, basis))
     with WriteLock(index.uri, "build-index") as lock:
         index.remove_partial_files()
@@ -156,18 +159,27 @@ def encode_items(index: Index, items: Sequence[WorkItem], source: EncoderSource,
 
 
 def _run(index: Index, items: Sequence[WorkItem], source: EncoderSource, beam_args: Sequence[str]) -> None:
-    """Runs the pipeline over the items."""
-    removals = load_removals(index)
-    removals_uri = storage.join(index.uri, "removed", "lists", f"{removals.hash}.json") if removals else None
-    if removals_uri:
-        removals.save(removals_uri)
+    """Runs the pipeline over the items; its workers hold the model against the index's spec."""
+    checkpoint = checkpoint_files.fingerprints(source.model)
+    removals_uri = load_removals(index).save(storage.join(index.uri, "removed", "lists"))
     total = sum(item.num_bytes for item in items)
     with Progress("encoding", total, len(items), "examples", enabled=runner.is_local(beam_args)) as progress:
         fields = [item.to_dict() for item in items]
         transform = EncodeItems(fields, source, index.uri, progress.reporter, removals_uri)
         runner.run_pipeline(lambda pipeline: pipeline | "EncodeItems" >> transform, beam_args)
+    checkpoint_files.record(index.uri, checkpoint)
     if removals_uri:
         storage.delete(removals_uri)
+
+
+def check_model(source: EncoderSource, beam_args: Sequence[str]) -> None:
+    """Has a worker load the encoder and do nothing with it.
+
+    Raises:
+        PipelineError: the model is not the one that the index was made with; the message says what differs.
+    """
+    load = "LoadEncoder" >> beam.ParDo(LoadEncoder(source))
+    runner.run_pipeline(lambda pipeline: pipeline | OneByOne([None]) | load, beam_args)
 
 
 def gather(index: Index, items: Sequence[WorkItem]) -> Encoded:
@@ -208,6 +220,13 @@ class EncodeItems(beam.PTransform):
     def expand(self, root: Any) -> Any:
         encode = EncodeItem(self.source, self.index_uri, self.reporter, self.removals_uri, self.replace)
         return root | OneByOne(self.items) | "EncodeItem" >> beam.ParDo(encode)
+
+
+class LoadEncoder(EncoderDoFn):
+    """Has the encoder, which raises where one of its parts is not the index's."""
+
+    def process(self, element: None) -> Iterator[str]:
+        yield self.loaded().spec.hash
 
 
 class EncodeItem(EncoderDoFn):

@@ -83,6 +83,14 @@ COMMANDS: dict[str, Command] = {
     "inspect": Command(
         "pipelines.inspect", "show what an index holds: spec, snapshots, rows, bytes, rejects", runs_pipelines=False
     ),
+    "view": Command(
+        "pipelines.view", "show results in the browser, or write them as one HTML file", runs_pipelines=False
+    ),
+    "serve": Command(
+        "pipelines.serve",
+        "trace what a model says on request, against the whole index: by page and by HTTP",
+        runs_pipelines=False,
+    ),
     "demo": Command("pipelines.demo", "train a tiny model, build its index, trace queries and write the page"),
 }
 
@@ -105,7 +113,9 @@ def main(argv: Sequence[str] | None = None, commands: Mapping[str, Command] = CO
     logs.configure(debug)
     try:
         with _ending_on_sigterm():
-            return _run(words, commands)
+            code = _run(words, commands)
+        sys.stdout.flush()  # while a reader that is gone can still be told from a bug
+        return code
     except KeyboardInterrupt:
         print("trackstar: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

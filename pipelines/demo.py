@@ -6,16 +6,19 @@ gradients with Beam, and asks which sentences made the model say what it says. W
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipelines import cli, runner
+from pipelines import cli, runner, view
 from pipelines.progress import say
 from trackstar import threads
-from trackstar.demo import answers, corpus, report, train
+from trackstar.demo import answers, corpus, page, report, train
+from trackstar.evaluation.facts import read_facts
 
 # The demo's model is small and its sentences are short: blocks of 32×32 keep the index and the preconditioner small.
 _SPEC_FLAGS = ["--recipe", "paper", "--block_rows", "32", "--block_columns", "32", "--max_length", "64"]
 _DOT_PRODUCT = "plain gradient dot product"
+_SHOWN_PROPONENTS = 20  # Of each query, in the page; the results hold more.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, beam_args: list[str]) -> int:
-    """Corpus, model, index, results, table."""
+    """Corpus, model, index, results, table, page."""
     folder = Path(args.folder).resolve()
     written = corpus.write_corpus(folder)
     say(f"corpus: {written.num_documents:,} documents stating {written.num_facts:,} facts, in {folder / 'corpus'}")
@@ -40,8 +43,18 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     baseline = plain.score(asked, "--unit_norm", "false", "--task_hessian", "none", "--opponents", "false")
     methods = {"TrackStar": report.read_jsonl(results), _DOT_PRODUCT: report.read_jsonl(baseline)}
     report.show(methods, written.facts)
-    print(_next_steps(folder, results, trackstar.folder, checkpoint))
+    page.fill_texts(baseline, folder)
+    shown = _write_page(folder, {"TrackStar": results, _DOT_PRODUCT: baseline}, written.facts)
+    print(_next_steps(folder, shown, [results, baseline], trackstar.folder, checkpoint))
     return cli.EXIT_DONE
+
+
+def _write_page(folder: Path, methods: Mapping[str, Path], facts: Path) -> Path:
+    """One HTML file with all results, side by side and marked by the annotations."""
+    written = folder / "page.html"
+    with view.opened(list(methods), [str(path) for path in methods.values()], read_facts(str(facts))) as runs:
+        view.export_page(str(written), runs, _SHOWN_PROPONENTS)
+    return written
 
 
 class _Index:
@@ -80,10 +93,17 @@ def _call(command: str, words: list[str]) -> None:
         raise runner.PipelineError(f"`trackstar {command}` ended with exit code {code}")
 
 
-def _next_steps(folder: Path, results: Path, index: Path, checkpoint: Path) -> str:
+def _next_steps(folder: Path, shown: Path, results: Sequence[Path], index: Path, checkpoint: Path) -> str:
     query = json.dumps({"inputs_plaintext": "The capital of Norway is", "targets_plaintext": "Oslo"})
+    files = " ".join(map(str, results))
+    serve = ""
+    if "serve" in cli.COMMANDS:
+        serve = f"\nAsk in the browser:      trackstar serve --index {index} --model {checkpoint}"
     return f"""
-Results for all queries: {results}
+The page, to look at:    {shown}   (opens in a browser, from disk)
+The same from a server:  trackstar view {files} \\
+                             --facts {folder}/facts.jsonl{serve}
+Results for all queries: {results[0]}
 What the index holds:    trackstar inspect {index}
 Ask something else:      echo '{query}' > {folder}/mine.jsonl
                          trackstar score --index {index} --model {checkpoint} \\

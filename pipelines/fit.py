@@ -10,20 +10,20 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-from pipelines import cli, costs, flag_types, options, runner
+from pipelines import cli, cost_flags, costs, flag_types, options, runner
 from pipelines.corpus import add_corpus_arguments, planned
-from pipelines.costs import add_cost_arguments
+from pipelines.cost_flags import add_cost_arguments
+from pipelines.model_flags import add_model_arguments
 from pipelines.progress import say
 from pipelines.sample_sums import SumOverSample, WhitenOverSample
-from pipelines.workers import add_model_arguments
-from trackstar import covariances, fitting, sample_sums, second_moments, storage, whitening
+from trackstar import checkpoint_files, covariances, fitting, sample_sums, second_moments, storage, whitening
+from trackstar.amounts import human_bytes
 from trackstar.cost.basis import Basis
 from trackstar.cost.commands import Estimated, estimate_fit
 from trackstar.cost.skeleton import load_skeleton
 from trackstar.covariances import Part
 from trackstar.encoder import EncoderSource
 from trackstar.errors import TrackStarError
-from trackstar.estimate import human_bytes
 from trackstar.fitting import PENDING
 from trackstar.index import Index
 from trackstar.models import LoadedModel, load_model
@@ -116,7 +116,7 @@ def _add_recipe_arguments(group: argparse._ActionsContainer) -> None:
 
 def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     """Fits; a second run with the same settings finds the work done."""
-    if costs.wanted(args):
+    if cost_flags.wanted(args):
         return costs.dry_run(args, beam_args, lambda basis: estimate(args, beam_args, basis))
     fit = _Fit(args, beam_args)
     if fit.is_done():
@@ -208,6 +208,7 @@ class _Fit:
         _check_moments(args)
         self.shards, items = planned(args)
         self.tasks = fitting.choose_sample(items, args.sample_size, args.sample_tasks, args.sample_seed)
+        self.checkpoint = checkpoint_files.fingerprints(args.model)
         loaded = load_model(args.model, args.model_dtype, "cpu", args.allow_low_coverage)
         say(loaded.coverage.describe())
         self.weights = loaded.weights
@@ -303,6 +304,7 @@ class _Fit:
     def write(self) -> None:
         """Writes the spec, which makes the folder an index, and drops the partial sums."""
         storage.write_bytes(storage.join(self.args.index, "fit.json"), json.dumps(self.sample, indent=2).encode())
+        checkpoint_files.record(self.args.index, self.checkpoint)
         Index.create(self.args.index, self.spec)
         storage.delete(storage.join(self.args.index, "fit"))
 

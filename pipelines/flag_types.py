@@ -25,6 +25,13 @@ def natural(text: str) -> int:
     return int(text)
 
 
+def port_or_auto(text: str) -> int | str:
+    """A TCP port, 0 included, or "auto"."""
+    if text != "auto" and not (text.isdigit() and int(text) < 65_536):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535, nor auto")
+    return text if text == "auto" else int(text)
+
+
 def fraction(text: str) -> float:
     """A number from 0 to 1."""
     try:

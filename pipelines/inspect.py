@@ -7,10 +7,10 @@ import json
 
 from pipelines import cli, flag_types
 from trackstar import removal, storage
+from trackstar.amounts import human_bytes
 from trackstar.errors import TrackStarError
-from trackstar.estimate import human_bytes
 from trackstar.index import Index, Snapshot
-from trackstar.indexing import ItemCounts
+from trackstar.item_footer import ItemCounts
 from trackstar.removed_items import all_hits, load_removals
 from trackstar.spec import Spec
 

@@ -1,8 +1,9 @@
 """Brings an index up to date with its corpus: encodes new and changed shards, drops those that are gone, in one commit.
 
 Shards are told apart by name and version (size and modification time, or an object's generation), so what is unchanged is
-neither opened nor encoded again. Where nothing has changed, nothing is read and no model is loaded. Readers of the last
-snapshot keep reading it. Started again, a run that broke off takes up where it stopped.
+neither opened nor encoded again. Where nothing has changed, nothing is read, and no model is loaded unless the files of --model
+are others than last time. Readers of the last snapshot keep reading it. Started again, a run that broke off takes up where it
+stopped.
 
 With --new_index the corpus is encoded into another index, which `trackstar fit` made with other settings; when it is complete,
 whoever opens the old one is led to it.
@@ -10,25 +11,28 @@ whoever opens the old one is led to it.
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipelines import cli, costs, flag_types, options
-from pipelines.build_index import Encoded, encode_items, encoder_source, estimate
+from pipelines import cli, cost_flags, flag_types, heavy, options
 from pipelines.corpus import add_corpus_arguments, add_reject_argument
-from pipelines.costs import add_cost_arguments
+from pipelines.cost_flags import add_cost_arguments
+from pipelines.model_flags import add_model_arguments
 from pipelines.progress import say
-from pipelines.standing_sets import Scanning, carry_over, update_all
-from pipelines.workers import add_model_arguments
-from trackstar import drift, manifest, reindexing, removal
-from trackstar.encoder import EncoderSource
+from pipelines.scan_flags import Scanning, add_scan_arguments
+from pipelines.standing_sets import carry_over, update_all
+from trackstar import checkpoint_files, manifest, reindexing, removal
+from trackstar.amounts import human_bytes
 from trackstar.errors import TrackStarError
-from trackstar.estimate import human_bytes
 from trackstar.index import Index
-from trackstar.indexing import ItemCounts
+from trackstar.item_footer import ItemCounts
 from trackstar.reindexing import Changes, Plan
 from trackstar.spec import Spec
 from trackstar.vacuum import plan_vacuum, vacuum
 from trackstar.write_lock import WriteLock
+
+if TYPE_CHECKING:
+    from pipelines.build_index import Encoded
+    from trackstar.encoder import EncoderSource
 
 EXPECTED = (
     "max_length",
@@ -73,13 +77,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "mount; 1 allows everything",
     )
     add_cost_arguments(parser)
-    parser.add_argument(
+    group = parser.add_argument_group("standing queries")
+    group.add_argument(
         "--update_standing",
         type=options.boolean,
         default=True,
         metavar="true|false",
         help="afterwards bring the proponents of standing queries up to date (`trackstar standing`)",
     )
+    add_scan_arguments(group)
     group = parser.add_argument_group("retention")
     group.add_argument(
         "--vacuum_days",
@@ -112,47 +118,39 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     if args.new_index:
         return _switch(args, beam_args, index)
     reindexing.check_spec(index.spec, _expected(args), args.index)
-    if costs.wanted(args):
-        return _describe(args, beam_args, index, _plan(args, index))
+    if cost_flags.wanted(args):
+        return _describe(args, beam_args, index)
     with WriteLock(index.uri, "reindex") as lock:
-        changes = reindex(
-            index, _plan(args, index), encoder_source(args, index), beam_args, lock, args.max_reject_fraction
-        )
+        changes = reindex(args, beam_args, index, _plan(args, index), lock)
         after_commit(args, beam_args, index, changes)
     return cli.EXIT_DONE
 
 
-def reindex(
-    index: Index,
-    plan: Plan,
-    source: EncoderSource,
-    beam_args: Sequence[str],
-    lock: WriteLock,
-    max_reject_fraction: float,
-) -> Changes:
+def reindex(args: argparse.Namespace, beam_args: Sequence[str], index: Index, plan: Plan, lock: WriteLock) -> Changes:
     """Carries out a plan: encodes what is missing and commits the next snapshot.
 
     Args:
+        args: The command's flags.
+        beam_args: Beam's flags.
         index: The index.
         plan: Made while `lock` is held.
-        source: The encoder; not loaded where there is nothing to encode.
-        beam_args: Beam's flags.
         lock: The index's; checked right before the commit.
-        max_reject_fraction: Largest share of the records read that may be rejected.
 
     Returns:
         What is new and what is gone.
 
     Raises:
-        PipelineError: an item failed or too much was rejected; nothing was committed, and what was encoded is kept.
+        PipelineError: an item failed, too much was rejected, or --model is another than the index's; nothing was committed, and
+            what was encoded is kept.
     """
     before = plan.survey.before
     say(f"{index.uri}: {plan.survey.difference.describe()}")
     if plan.is_empty and before is not None:
+        _check_model(args, beam_args, index)
         manifest.save(index, plan.manifest())
         say(f"{index.uri}: nothing has changed since version {before.version}; no document was read")
         return Changes.between(index.uri, before, before)
-    encoded, plan = _encode(index, plan, source, beam_args, max_reject_fraction)
+    encoded, plan = _encode(args, beam_args, index, plan)
     manifest.save(index, plan.manifest())
     lock.check()
     index.commit([*plan.keep, *encoded.files])
@@ -165,21 +163,34 @@ def reindex(
     return changes
 
 
-def _encode(
-    index: Index, plan: Plan, source: EncoderSource, beam_args: Sequence[str], max_reject_fraction: float
-) -> tuple[Encoded, Plan]:
+def _encode(args: argparse.Namespace, beam_args: Sequence[str], index: Index, plan: Plan) -> "tuple[Encoded, Plan]":
     """Encodes what the plan lacks, and what take-downs meanwhile changed; returns the plan that holds in the end."""
     while True:
-        encoded = Encoded([], ItemCounts(), [])
+        encoded = heavy.build_index.Encoded([], ItemCounts(), [])
         if plan.to_encode:
             index.remove_partial_files()
-            encoded = encode_items(index, plan.to_encode, source, beam_args)
+            encoded = heavy.build_index.encode_items(index, plan.to_encode, _source(args, index), beam_args)
             encoded.check_failures()
+        _check_model(args, beam_args, index)
         newer = reindexing.replan(index, plan)
         if newer is plan:
-            encoded.check_rejects(index, max_reject_fraction)
+            encoded.check_rejects(index, args.max_reject_fraction)
             return encoded, plan
         plan = newer
+
+
+def _check_model(args: argparse.Namespace, beam_args: Sequence[str], index: Index) -> None:
+    """Has a worker hold --model against the index, where its files are not those of the model that last was.
+
+    Workers that encode do so by themselves; where nothing is to be encoded, another model would go unnoticed.
+    """
+    files = checkpoint_files.fingerprints(args.model)
+    if checkpoint_files.are_others(index.uri, files):
+        say(
+            f"{args.model}: its files are not those that {index.uri} was last encoded with; the model is loaded to compare"
+        )
+        heavy.build_index.check_model(_source(args, index), beam_args)
+        checkpoint_files.record(index.uri, files)
 
 
 def after_commit(args: argparse.Namespace, beam_args: Sequence[str], index: Index, changes: Changes) -> None:
@@ -190,7 +201,7 @@ def after_commit(args: argparse.Namespace, beam_args: Sequence[str], index: Inde
         vacuum(index, plan)
         say(f"{index.uri}: deleted {plan.describe()}")
     if args.update_standing:
-        update_all(index, Scanning(args.device, beam_args=beam_args))
+        update_all(index, Scanning.of(args, beam_args))
 
 
 def _plan(args: argparse.Namespace, index: Index) -> Plan:
@@ -204,14 +215,14 @@ def _switch(args: argparse.Namespace, beam_args: list[str], old: Index) -> int:
         raise TrackStarError(f"--new_index {args.new_index} is the index that is in use already; leave the flag out")
     reindexing.check_spec(new.spec, _expected(args), args.new_index)
     say(f"{new.uri} takes the place of {old.uri}:\n  {reindexing.describe_switch(old.spec, new.spec)}")
-    if costs.wanted(args):
-        return _describe(args, beam_args, new, _plan_anew(args, new, old))
+    if cost_flags.wanted(args):
+        return _describe(args, beam_args, new, old)
     with WriteLock(old.uri, "reindex --new_index"), WriteLock(new.uri, "reindex") as lock:
         removal.carry_over(old.uri, new.uri)
         plan = _plan_anew(args, new, old)
-        changes = reindex(new, plan, encoder_source(args, new), beam_args, lock, args.max_reject_fraction)
+        changes = reindex(args, beam_args, new, plan, lock)
         if args.update_standing:
-            carry_over(old, new, encoder_source(args, new), beam_args)
+            carry_over(old, new, lambda: _source(args, new), beam_args)
         new.supersede(old)
         removal.carry_over(old.uri, new.uri)  # what was taken down while it was built hides there at once, too
         say(f"{old.uri}: whoever opens it from now on is led to {new.uri}; what it holds stays until you delete it")
@@ -228,12 +239,19 @@ def _plan_anew(args: argparse.Namespace, new: Index, old: Index) -> Plan:
     return reindexing.plan(new, args.corpus, item_bytes, args.fingerprint, 1.0)
 
 
+def _source(args: argparse.Namespace, index: Index) -> "EncoderSource":
+    return heavy.build_index.encoder_source(args, index)
+
+
 def _expected(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in EXPECTED}
 
 
-def _describe(args: argparse.Namespace, beam_args: list[str], index: Index, plan: Plan) -> int:
+def _describe(args: argparse.Namespace, beam_args: list[str], index: Index, old: Index | None = None) -> int:
     """Says what a run would do."""
+    # Before the corpus is listed: what a process needs to start is how long this one has run when it is imported.
+    costs = heavy.costs
+    plan = _plan(args, index) if old is None else _plan_anew(args, index, old)
     difference, to_encode = plan.survey.difference, plan.to_encode
     to_read = sum(item.num_bytes for item in to_encode)
     lines = [
@@ -249,7 +267,7 @@ def _describe(args: argparse.Namespace, beam_args: list[str], index: Index, plan
     say(f"{index.uri}: a re-index now:\n" + "\n".join(lines))
     if not to_encode:
         return cli.EXIT_DONE
-    source = encoder_source(args, index)
+    source, estimate = _source(args, index), heavy.build_index.estimate
     return costs.dry_run(
         args, beam_args, lambda basis: estimate(index, difference.to_encode, to_encode, source, basis, "reindex")
     )
@@ -261,7 +279,7 @@ def _report_drift(args: argparse.Namespace, index: Index, changes: Changes) -> N
     fresh = {file.uri for file in changes.added}
     old = [file for file in index.snapshot(changes.version_after).files if file.uri not in fresh]
     try:
-        found = drift.measure(index, changes.added, old, args.drift_sample)
+        found = heavy.drift.measure(index, changes.added, old, args.drift_sample)
     except TrackStarError as error:  # the commit is made: a number that is missing makes no failure of the run
         found = str(error)
     say(f"drift: not measured: {found}" if isinstance(found, str) else found.describe(args.drift_limit))

@@ -9,8 +9,8 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 
 from pipelines import runner
+from pipelines.elements import OneByOne
 from pipelines.progress import Progress, Reporter
-from pipelines.workers import OneByOne
 from trackstar.corpus import WorkItem
 from trackstar.errors import TrackStarError
 from trackstar.index import Index

@@ -7,7 +7,8 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipelines.workers import EncoderDoFn, OneByOne
+from pipelines.elements import OneByOne
+from pipelines.workers import EncoderDoFn
 from trackstar import sample_sums, storage, threads, whitening
 from trackstar.covariances import Part
 from trackstar.encoder import EncoderSource

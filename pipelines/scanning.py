@@ -5,57 +5,33 @@ Scores meet in a merge of arrays; no encoding leaves the worker that read it. `s
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.utils.shared import Shared
 
 from pipelines import runner
+from pipelines.elements import OneByOne
 from pipelines.progress import Reporter
-from pipelines.workers import OneByOne
-from trackstar import storage, threads
+from trackstar import threads
+from trackstar.devices import choose_device
 from trackstar.errors import TrackStarError
 from trackstar.index import DataFile
-from trackstar.models import choose_device
 from trackstar.passages import fetch_passages
 from trackstar.queries import Change, QuerySet
 from trackstar.removal import NOTHING, Removals
 from trackstar.results import Query, Ranking, Result, write_results
 from trackstar.scoring import ScanSettings, scan_files
 from trackstar.topk import TopK
-from trackstar.verification import Check
 
 Tops = tuple[TopK, TopK | None]
 Passages = dict[tuple[str, int], str]
-File = TypeVar("File", DataFile, Check)
-
-
-def save_removals(removals: Removals, folder: str) -> str | None:
-    """Writes what workers are to leave out of their scans; None where that is nothing."""
-    if not removals:
-        return None
-    uri = storage.join(folder, f"removals-{removals.hash}.json")
-    removals.save(uri)
-    return uri
 
 
 def scan_threads(wanted: int, beam_args: Sequence[str]) -> int:
     """Threads of torch in each scanning worker; 0 wants the cores' share."""
     return wanted or max(1, threads.cores() // runner.num_local_workers(beam_args))
-
-
-def group_files(files: Sequence[File], most_bytes: int) -> list[list[File]]:
-    """Neighbouring files together, as many as stay under `most_bytes`; at least one group, if only an empty one."""
-    groups: list[list[File]] = [[]]
-    size = 0
-    for file in files:
-        if groups[-1] and size + file.num_bytes > most_bytes:
-            groups.append([])
-            size = 0
-        groups[-1].append(file)
-        size += file.num_bytes
-    return groups
 
 
 @dataclasses.dataclass(frozen=True)

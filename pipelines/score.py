@@ -7,24 +7,25 @@ R = λ R_eval + (1 − λ) R_train, R_eval from these queries; the index need no
 import argparse
 import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 import apache_beam as beam
 
-from pipelines import cli, costs, flag_types, options, runner
+from pipelines import cli, cost_flags, costs, flag_types, runner
 from pipelines.build_index import encoder_source
-from pipelines.costs import add_cost_arguments
+from pipelines.cost_flags import add_cost_arguments
+from pipelines.elements import OneByOne, group_files
+from pipelines.model_flags import add_model_arguments
 from pipelines.progress import Progress, Reporter, say
-from pipelines.scanning import Scan, ScanIndex, WriteResults, group_files, save_removals, scan_threads
-from pipelines.workers import EncoderDoFn, OneByOne, add_model_arguments
+from pipelines.scan_flags import add_query_arguments, add_ranking_arguments, add_scan_arguments, query_set_of
+from pipelines.scanning import Scan, ScanIndex, WriteResults, scan_threads
+from pipelines.workers import EncoderDoFn
 from trackstar import storage
 from trackstar.cost.basis import Basis
 from trackstar.cost.commands import Estimated, estimate_score
+from trackstar.devices import choose_device
 from trackstar.encoder import EncoderSource
 from trackstar.index import DataFile, Index, Snapshot
-from trackstar.models import choose_device
-from trackstar.queries import save_for_scan
 from trackstar.query_encoding import prepare_queries, project_queries, queries_key, query_groups
 from trackstar.removed_items import load_removals
 from trackstar.results import Query, read_queries
@@ -43,47 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_cost_arguments(parser)
 
 
-def add_ranking_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is ranked, and by which score."""
-    group = parser.add_argument_group("the ranking")
-    group.add_argument("--top_k", type=flag_types.positive, default=100, metavar="N", help="proponents a query")
-    group.add_argument(
-        "--opponents", type=options.boolean, default=True, metavar="true|false", help="look for as many opponents, too"
-    )
-    group.add_argument(
-        "--task_hessian",
-        default="auto",
-        metavar="auto|none|identity|DIR",
-        help="auto: mix R_eval of these queries into the preconditioner; none: R_train alone; identity: no preconditioner at "
-        "all (for comparisons); or the folder of an R_eval",
-    )
-    group.add_argument("--keep_task_hessian", metavar="DIR", help="keep R_eval there, for --task_hessian of later runs")
-    group.add_argument(
-        "--task_mixing", type=flag_types.fraction, metavar="X", help="λ of R = λ R_eval + (1−λ) R_train (crossing rule)"
-    )
-    group.add_argument(
-        "--unit_norm",
-        type=options.boolean,
-        default=True,
-        metavar="true|false",
-        help="false multiplies each score by the norms that encodings were divided by (for comparisons)",
-    )
-
-
-def add_scan_arguments(parser: argparse._ActionsContainer) -> None:
-    """--scan_bytes and --scan_threads."""
-    parser.add_argument(
-        "--scan_bytes",
-        type=flag_types.positive,
-        default=4 << 30,
-        metavar="N",
-        help="bytes of the index that one element of work scans",
-    )
-    parser.add_argument(
-        "--scan_threads", type=flag_types.natural, default=0, metavar="N", help="threads a worker; 0: the cores' share"
-    )
-
-
 def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     """Encodes the queries, scans the index, writes the results."""
     index = Index.open(args.index)
@@ -91,7 +51,7 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     snapshot = index.snapshot(args.version)
     queries = read_queries(args.queries)
     source = encoder_source(args, index)
-    if costs.wanted(args):
+    if cost_flags.wanted(args):
         return costs.dry_run(
             args, beam_args, lambda basis: estimate(args, index, snapshot, queries, source, beam_args, basis)
         )
@@ -101,10 +61,10 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     settings = ScanSettings(args.top_k, args.opponents, args.unit_norm, args.device)
     removals = load_removals(index)
     scan = Scan(
-        *save_for_scan(prepared.queries, prepared.change, work),
+        *prepared.save(work),
         settings,
         scan_threads(args.scan_threads, beam_args),
-        save_removals(removals, work),
+        removals.save(work),
     )
     files = [file for file in snapshot.files if file.shard not in removals.shards]
     elements = group_files(files, args.scan_bytes)
@@ -124,20 +84,6 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     without = f", without {len(removals.ids):,} ids that were taken down" if removals.ids else ""
     say(f"{args.output}: {len(queries):,} queries against {what}{without}")
     return cli.EXIT_DONE
-
-
-def add_query_arguments(parser: argparse.ArgumentParser) -> None:
-    """--queries, --output and --query_set."""
-    parser.add_argument(
-        "--queries", required=True, metavar="FILE", help="JSONL: inputs_plaintext, targets_plaintext, …"
-    )
-    parser.add_argument("--output", required=True, metavar="FILE", help="results, JSONL")
-    parser.add_argument("--query_set", metavar="NAME", help="the results' field query_set (the queries file's name)")
-
-
-def query_set_of(args: argparse.Namespace) -> str:
-    """Name of the set of queries."""
-    return str(args.query_set or PurePosixPath(args.queries).name.split(".")[0])
 
 
 def estimate(

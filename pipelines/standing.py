@@ -18,26 +18,13 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import apache_beam as beam
-
-from pipelines import cli, costs, flag_types, options, runner
-from pipelines.build_index import encoder_source
-from pipelines.costs import add_cost_arguments
+from pipelines import cli, cost_flags, flag_types, heavy, options
+from pipelines.cost_flags import add_cost_arguments
 from pipelines.errors import PipelineError
+from pipelines.model_flags import add_model_arguments
 from pipelines.progress import say
-from pipelines.scanning import WriteResults
-from pipelines.score import add_ranking_arguments, add_scan_arguments, query_set_of
-from pipelines.standing_sets import (
-    Scanning,
-    bring_up_to_date,
-    create,
-    describe_update,
-    estimate_update,
-    go_on,
-    load_tops,
-    update_each,
-)
-from pipelines.workers import add_model_arguments
+from pipelines.scan_flags import Scanning, add_ranking_arguments, add_scan_arguments, query_set_of
+from pipelines.standing_sets import bring_up_to_date, go_on, plan_update, update_each
 from trackstar.errors import TrackStarError
 from trackstar.index import Index
 from trackstar.results import read_queries
@@ -107,9 +94,11 @@ def add(args: argparse.Namespace, beam_args: list[str]) -> None:
         task_hessian=args.task_hessian,
         task_mixing=args.task_mixing,
     )
-    source = encoder_source(args, index)
+    source = heavy.build_index.encoder_source(args, index)
     with lock(index, "standing add"):
-        standing = create(index, args.name, settings, queries, source, beam_args, args.keep_task_hessian)
+        standing = heavy.standing_scans.create(
+            index, args.name, settings, queries, source, beam_args, args.keep_task_hessian
+        )
         try:
             bring_up_to_date(index, standing, Scanning.of(args, beam_args))
         except TrackStarError as error:
@@ -121,19 +110,33 @@ def add(args: argparse.Namespace, beam_args: list[str]) -> None:
 
 def update_sets(args: argparse.Namespace, beam_args: list[str]) -> None:
     """Brings the named set, or all, up to date."""
+    if cost_flags.wanted(args):
+        _describe_updates(args, beam_args)
+        return
     index = Index.open(args.index)
+    names = _names(args, index)
+    with lock(index, "standing update"):
+        update_each(index, names, Scanning.of(args, beam_args), args.rescan)
+
+
+def _describe_updates(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
+    """Says what an update would do."""
+    # First of all: what a process needs to start is how long this one has run when it is imported.
+    costs = heavy.costs
+    index, scanning = Index.open(args.index), Scanning.of(args, beam_args)
+    for name in _names(args, index):
+        standing = StandingSet.open(index, name)
+        work, described = plan_update(index, standing, args.rescan)
+        say(described)
+        estimate = functools.partial(heavy.standing_scans.estimate_update, index, standing, work, scanning)
+        costs.dry_run(args, beam_args, estimate)
+
+
+def _names(args: argparse.Namespace, index: Index) -> list[str]:
     names = [args.name] if args.name else names_of(index)
     if not names:
         say(f"{index.uri}: no standing queries")
-    if costs.wanted(args):
-        for name in names:
-            standing = StandingSet.open(index, name)
-            say(describe_update(index, standing, args.rescan))
-            scanning = Scanning.of(args, beam_args)
-            costs.dry_run(args, beam_args, functools.partial(estimate_update, index, standing, scanning, args.rescan))
-        return
-    with lock(index, "standing update"):
-        update_each(index, names, Scanning.of(args, beam_args), args.rescan)
+    return names
 
 
 def write_results(args: argparse.Namespace, beam_args: list[str]) -> None:
@@ -142,9 +145,7 @@ def write_results(args: argparse.Namespace, beam_args: list[str]) -> None:
     standing = StandingSet.open(index, args.name)
     with lock(index, "standing results"):
         bring_up_to_date(index, standing, Scanning.of(args, beam_args))
-        write = WriteResults(standing.queries(), standing.settings.query_set, args.output)
-        source = "StandingSet" >> beam.Create([(index.uri, args.name)], reshuffle=False)
-        runner.run_pipeline(lambda pipeline: pipeline | source | "Tops" >> beam.MapTuple(load_tops) | write, beam_args)
+        heavy.standing_scans.write_results(index, standing, args.output, beam_args)
     say(f"{args.output}: {standing.settings.num_queries:,} queries (version {standing.state().version})")
 
 
@@ -222,7 +223,7 @@ class _Action:
 
 _ACTIONS = {
     "add": _Action(add, ("name", "queries", "model"), ("query_set", "spare", *_RANKING, *_MODEL, *_SCAN)),
-    "update": _Action(update_sets, (), ("name", "rescan", *costs.FLAGS, *_SCAN)),
+    "update": _Action(update_sets, (), ("name", "rescan", *cost_flags.FLAGS, *_SCAN)),
     "results": _Action(write_results, ("name", "output"), _SCAN),
     "list": _Action(list_sets, (), ("json",), runs_pipelines=False),
     "remove": _Action(remove_set, ("name",), (), runs_pipelines=False),

@@ -21,10 +21,11 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.utils.shared import Shared
 
-from pipelines import cli, costs, flag_types, options, runner
-from pipelines.costs import add_cost_arguments
+from pipelines import cli, cost_flags, costs, flag_types, options, runner
+from pipelines.cost_flags import add_cost_arguments
+from pipelines.elements import OneByOne
+from pipelines.model_flags import add_worker_arguments
 from pipelines.progress import Progress, Reporter, say
-from pipelines.workers import OneByOne, add_worker_arguments
 from trackstar import corpus, storage
 from trackstar.corpus import Record
 from trackstar.cost.evaluation_commands import estimate_tail_patch
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
         plan.check_texts()
     settings = TailPatchSettings(**{name: getattr(args, name) for name in SETTINGS_DEFAULTS})
     source = TailPatchSource(args.model, args.optimizer_state, settings, args.device, args.threads_per_worker)
-    if costs.wanted(args):
+    if cost_flags.wanted(args):
         return costs.dry_run(
             args,
             beam_args,

@@ -22,11 +22,12 @@ from pipelines.corpus import add_corpus_arguments, planned
 from pipelines.fit import SPEC_DEFAULTS
 from pipelines.progress import Progress, say
 from trackstar import fitting, scratch, second_moments, storage, threads
+from trackstar.amounts import human_bytes
 from trackstar.corpus import WorkItem
 from trackstar.cost.skeleton import load_skeleton
+from trackstar.devices import choose_device
 from trackstar.errors import TrackStarError
-from trackstar.estimate import human_bytes
-from trackstar.models import LoadedModel, choose_device, load_model
+from trackstar.models import LoadedModel, load_model
 from trackstar.results import Query, read_queries
 from trackstar.second_moments import SecondMoments
 from trackstar.spec import NORMALISATIONS, Spec

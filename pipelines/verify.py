@@ -14,12 +14,11 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from pipelines import cli, flag_types, options, runner
+from pipelines import cli, flag_types, heavy, options, runner
 from pipelines.corpus import add_corpus_arguments
+from pipelines.elements import OneByOne, group_files
+from pipelines.model_flags import add_model_arguments
 from pipelines.progress import Progress, Reporter, say
-from pipelines.repair import repair
-from pipelines.scanning import group_files
-from pipelines.workers import OneByOne, add_model_arguments
 from trackstar import storage, verification
 from trackstar.errors import TrackStarError
 from trackstar.index import Index
@@ -68,7 +67,7 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
         return _report(findings, args.json, index)
     _report(findings, args.json, index)
     with WriteLock(index.uri, "verify --repair"):
-        left = repair(args, index, findings, beam_args)
+        left = heavy.repair.repair(args, index, findings, beam_args)
     keys = {finding.key for finding in findings if finding.key}
     left += verify(index, args.check_bytes, beam_args, keys)
     others = [finding for finding in findings if not finding.key]

@@ -1,15 +1,15 @@
-"""What the encoding pipelines share: one encoder a worker process, and the flags that say where it comes from."""
+"""What the encoding pipelines share: one encoder a worker process.
 
-import argparse
-import dataclasses
+This module imports transformers, and so does every process that gets one of these DoFns, before any of its threads loads an
+encoder: transformers cannot be imported for the first time by two threads at once.
+"""
+
 import time
-from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.utils.shared import Shared
 
-from pipelines import flag_types
 from trackstar.encoder import Encoder, EncoderSource
 
 
@@ -42,55 +42,3 @@ class EncoderDoFn(beam.DoFn):
         """The encoder."""
         assert self.encoder is not None, "setup was not called"
         return self.encoder
-
-
-@dataclasses.dataclass
-class OneByOne(beam.PTransform):
-    """A source of elements that workers take one at a time, in whatever order they are free.
-
-    Args:
-        elements: The elements; small.
-    """
-
-    elements: list[Any]
-
-    def expand(self, root: Any) -> Any:
-        return root | "Elements" >> beam.Create(self.elements, reshuffle=False) | "ToAnyWorker" >> beam.Reshuffle()
-
-
-def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """--model (perhaps not `required`), --device, --threads_per_worker and --allow_low_coverage."""
-    text = "checkpoint folder of the model, with its tokenizer"
-    group = add_worker_arguments(parser, text, "an encoding", required)
-    group.add_argument(
-        "--allow_low_coverage",
-        action="store_true",
-        help="go on where less than half of the non-embedding parameters can be attributed",
-    )
-
-
-def add_worker_arguments(
-    parser: argparse.ArgumentParser, model: str, result: str, required: bool = True
-) -> argparse._ArgumentGroup:
-    """--model, --device and --threads_per_worker.
-
-    Args:
-        parser: To add to.
-        model: Help of --model.
-        result: What another number of threads may change.
-        required: Whether --model has to be given.
-
-    Returns:
-        The group, for more flags about the model.
-    """
-    group = parser.add_argument_group("the model")
-    group.add_argument("--model", required=required, metavar="CKPT", help=model)
-    group.add_argument("--device", default="auto", help="auto, cpu or cuda: where workers run the model")
-    group.add_argument(
-        "--threads_per_worker",
-        type=flag_types.positive,
-        default=1,
-        metavar="N",
-        help=f"threads of torch in each worker; another number may change the last bits of {result}",
-    )
-    return group

@@ -8,7 +8,7 @@ import torch
 
 from trackstar.encodings import Encodings
 from trackstar.index import Index
-from trackstar.item_file import ItemFile
+from trackstar.item_footer import ItemFile
 from trackstar.spec import Spec
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,10 +10,11 @@ import torch
 from trackstar import second_moments, threads, whitening
 from trackstar.batching import Example, collate, plan_batches
 from trackstar.device_memory import BatchLimit, explained
+from trackstar.devices import choose_device
 from trackstar.encodings import Encodings
 from trackstar.errors import TrackStarError
-from trackstar.gradients import GradientEngine, ProjectingSink
-from trackstar.models import LoadedModel, block_layout, choose_device, load_model
+from trackstar.gradients import GradientEngine, ProjectingSink, Sink
+from trackstar.models import LoadedModel, block_layout, load_model
 from trackstar.preconditioner import load_inverse_root
 from trackstar.second_moments import SecondMoments
 from trackstar.spec import Spec
@@ -74,8 +75,9 @@ class Encoder:
         self.inverse_root = None if inverse_root is None else inverse_root.to(loaded.device)
         self.limit = BatchLimit(loaded.device)
         """What this process has learned of its device's memory."""
-        self._lock = threading.Lock()  # hooks and sink belong to one batch at a time, whatever threads Beam uses
-        self._sink = ProjectingSink(
+        self.lock = threading.Lock()
+        """Held while the model runs: hooks and sink belong to one batch at a time, whatever the threads."""
+        self.sink = ProjectingSink(
             loaded.weights,
             self.layout,
             spec.block_rows,
@@ -90,7 +92,7 @@ class Encoder:
     @property
     def inverse_roots(self) -> Mapping[str, torch.Tensor]:
         """1/(√V + ε) of each weight with exact second moments, float32 [m, n] on the model's device."""
-        return self._sink.inverse_roots
+        return self.sink.inverse_roots
 
     @property
     def tokenization(self) -> Tokenization:
@@ -112,19 +114,41 @@ class Encoder:
             TrackStarError: not even one example fits into the device's memory.
         """
         spec = self.spec
-        lengths = [len(example.input_ids) for example in examples]
         gradients = torch.empty(len(examples), spec.num_blocks, spec.block_dimension, device=self.loaded.device)
         losses = torch.empty(len(examples))
-        with self._lock, GradientEngine(self.loaded, self._sink) as engine:
 
-            def run(indices: list[int]) -> None:
-                losses[indices] = engine.run(collate([examples[i] for i in indices])).cpu()
-                gradients[indices] = self._sink.encodings.reshape(len(indices), spec.num_blocks, -1)
+        def take(indices: list[int], of_batch: torch.Tensor) -> None:
+            losses[indices] = of_batch.cpu()
+            gradients[indices] = self.sink.encodings.reshape(len(indices), spec.num_blocks, -1)
 
-            too_large = self.limit.each(plan_batches(lengths, spec.batch_tokens), lengths, run)
+        too_large = self.run(examples, self.sink, take)
         for i in too_large:
             gradients[i], losses[i] = torch.nan, torch.nan
         return Projected(gradients, losses, too_large)
+
+    def run(
+        self, examples: Sequence[Example], sink: Sink, take: Callable[[list[int], torch.Tensor], None]
+    ) -> dict[int, str]:
+        """Runs examples through the model, batch after batch, into a sink.
+
+        Args:
+            examples: The examples.
+            sink: Sees activations and output gradients.
+            take: Called after each batch with the numbers of its examples and their losses, float32 [B] on the model's device.
+
+        Returns:
+            Why, for each example that the device's memory cannot take even alone.
+
+        Raises:
+            TrackStarError: not even one example fits into the device's memory.
+        """
+        lengths = [len(example.input_ids) for example in examples]
+        with self.lock, GradientEngine(self.loaded, sink) as engine:
+
+            def run(indices: list[int]) -> None:
+                take(indices, engine.run(collate([examples[i] for i in indices])))
+
+            return self.limit.each(plan_batches(lengths, self.spec.batch_tokens), lengths, run)
 
     def finish(self, gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """φ and the norm that was divided by, from E [N, number of blocks, d_b]: float32 [N, d] and [N]."""
@@ -195,10 +219,25 @@ class EncoderSource:
             TrackStarError: one of them is missing or does not belong to the spec.
         """
         threads.use(self.threads)
-        spec = Spec.from_json(self.spec_json)
+        return self.of_model(self.load_model())
+
+    def load_model(self) -> LoadedModel:
+        """The model, in the spec's type on the device.
+
+        Raises:
+            TrackStarError: there is none, or it does not fit into the device's memory.
+        """
         device = choose_device(self.device)
         with explained("the model", device):
-            loaded = load_model(self.model, spec.model_dtype, device, self.allow_low_coverage)
+            return load_model(self.model, Spec.from_json(self.spec_json).model_dtype, device, self.allow_low_coverage)
+
+    def of_model(self, loaded: LoadedModel) -> Encoder:
+        """The encoder of a model that is in memory already.
+
+        Raises:
+            TrackStarError: the model, second moments or preconditioner do not belong to the spec.
+        """
+        spec = Spec.from_json(self.spec_json)
         moments = None
         if self.moments_uri is not None:
             moments = second_moments.read(self.moments_uri).select(loaded.weights)

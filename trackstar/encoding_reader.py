@@ -17,7 +17,7 @@ import torch
 
 from trackstar import storage
 from trackstar.errors import TrackStarError
-from trackstar.item_file import DIMENSION, ENCODING, MAX_NORM, SCALE, STORAGE, read_footer
+from trackstar.item_footer import DIMENSION, ENCODING, MAX_NORM, SCALE, STORAGE, read_footer
 from trackstar.parquet_pages import Page, plain_pages
 from trackstar.stored_forms import FORMS, StoredForm, StoredRows
 
@@ -72,6 +72,11 @@ class EncodingReader:
         self.shard = self._stated("shard") or ""
         self._scales: torch.Tensor | None = None
         self._pages = plain_pages(self._footer, ENCODING, self._width, self._read)
+
+    @property
+    def can_be_mapped(self) -> bool:
+        """Whether the encodings are pages of a local file as they are."""
+        return self._pages is not None and not storage.is_object(self.uri)
 
     def chunks(self) -> Iterator[Chunk]:
         """All rows, chunk after chunk."""
@@ -160,14 +165,16 @@ class EncodingReader:
         if not pages:
             return
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if pages[-1].offset + pages[-1].num_rows * self._width > size:
-                raise TrackStarError(f"{self.uri}: is shorter than its footer says; run `trackstar verify --repair`")
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped = self._map(file.fileno(), pages)
             for number, page in enumerate(pages):
                 for ahead in pages[number : number + 2] if number == 0 else pages[number + 1 : number + 2]:
                     _read_ahead(file.fileno(), ahead.offset, ahead.num_rows * self._width)
                 yield self._chunk(page.row, mapped, page.offset, page.num_rows, owned=False)
+
+    def _map(self, descriptor: int, pages: list[Page]) -> mmap.mmap:
+        if pages[-1].offset + pages[-1].num_rows * self._width > os.fstat(descriptor).st_size:
+            raise TrackStarError(f"{self.uri}: is shorter than its footer says; run `trackstar verify --repair`")
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
 
     def _decoded(self) -> Iterator[Chunk]:
         row = 0

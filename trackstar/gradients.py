@@ -185,6 +185,13 @@ class ProjectingSink:
                 self._left[weight.name] = left.to(device, dtype).T.contiguous()
                 self._right[weight.name] = right.to(device, dtype).T.contiguous()
 
+    def operators(self, weight: WeightInfo) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """L [m, d₀] and R [n, d₁] of a weight, and 1/(√V + ε) [m, n] of exact moments; factored ones are in L and R."""
+        left, right = self._left[weight.name], self._right[weight.name]
+        if weight.name in self.inverse_roots:
+            return left, right, self.inverse_roots[weight.name]
+        return left.T, right.T, None
+
     def begin(self, batch: Batch) -> None:
         """Starts E at zero."""
         shape = (batch.size, len(self.layout.names), self.block_rows, self.block_columns)

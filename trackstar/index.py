@@ -22,15 +22,18 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from trackstar import checksums, storage
 from trackstar.checksums import Checksum
 from trackstar.corpus import Reject
 from trackstar.delta_log import DeltaLog, Retained, add_action
-from trackstar.encodings import Encodings
 from trackstar.errors import TrackStarError
-from trackstar.item_file import ItemFile, arrow_schema, read_item_file, write_parquet
+from trackstar.item_footer import ItemFile, arrow_schema, read_item_file
 from trackstar.spec import Spec
+
+if TYPE_CHECKING:
+    from trackstar.encodings import Encodings
 
 SUPERSEDED = "superseded_by.json"
 """Names the index that took this one's place."""
@@ -185,7 +188,7 @@ class Index:
         return {name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX) and "/" not in name}
 
     def write_item(
-        self, key: str, shard: str, batches: Iterator[Encodings], footer: Callable[[], dict[str, str]]
+        self, key: str, shard: str, batches: "Iterator[Encodings]", footer: Callable[[], dict[str, str]]
     ) -> ItemFile:
         """Writes one work item's file, streaming; nothing appears under the item's name until it is complete.
 
@@ -195,6 +198,9 @@ class Index:
             batches: Its examples, in the order in which they are stored.
             footer: Called after the last batch: counts and whatever else the file's metadata shall say.
         """
+        # Here, because whoever has encodings to write has torch loaded, and all that only look into an index do without.
+        from trackstar.item_file import write_parquet
+
         uri = self.item_uri(key)
         with storage.staged(uri) as path:
             write_parquet(str(path), self.spec, shard, batches, footer)

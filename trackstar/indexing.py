@@ -4,7 +4,6 @@ The file's name is a function of the spec, the shard's fingerprint and the range
 file exists is done. That is resuming, exactly-once under retries, and the nightly increment.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -14,47 +13,14 @@ from trackstar.batching import Example, windows
 from trackstar.corpus import Record, Reject, WorkItem, read
 from trackstar.encoder import Encoder
 from trackstar.encodings import Encodings
-from trackstar.index import Index, ItemFile
+from trackstar.index import Index
+from trackstar.item_footer import ItemCounts, ItemFile
 from trackstar.removal import Removals
 from trackstar.tokenization import UnusableRecordError
 
 _SNIPPET = 200
 _COMPRESSED_SHARE = 0.35
 """Compressed bytes a byte of text, typically: how much text a compressed shard holds is not known before it is read."""
-
-
-@dataclasses.dataclass
-class ItemCounts:
-    """What became of the records of one work item; kept in the metadata of its file.
-
-    Where documents are not split, examples + rejected + removed = records.
-    """
-
-    records: int = 0
-    """Records read, good and bad."""
-    rejected: int = 0
-    """Records or passages in `rejects/`."""
-    truncated: int = 0
-    """Documents that lost their end at `max_length`, those that were taken down included."""
-    examples: int = 0
-    """Rows of the file."""
-    tokens: int = 0
-    """Tokens of those rows."""
-    removed: int = 0
-    """Records that were taken down, whole or in part."""
-
-    @classmethod
-    def of(cls, metadata: dict[str, str]) -> "ItemCounts":
-        """From the metadata of an item's file."""
-        return cls(**{field.name: int(metadata.get(field.name, 0)) for field in dataclasses.fields(cls)})
-
-    def footer(self, item: WorkItem) -> dict[str, str]:
-        """What the metadata of the item's file says."""
-        counts = {name: str(value) for name, value in dataclasses.asdict(self).items()}
-        return {**counts, "start": str(item.start), "end": str(item.end), "fingerprint": item.fingerprint}
-
-    def __add__(self, other: "ItemCounts") -> "ItemCounts":
-        return ItemCounts(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
 
 
 class ItemExamples:

@@ -1,11 +1,10 @@
-"""One work item's Parquet file: its schema, how it is streamed out, and what its footer says.
+"""How a work item's Parquet file is streamed out.
 
 The encoding column is laid out so that a scan costs no decoding: `fixed_size_binary(bytes per encoding)`, required,
 PLAIN, uncompressed, without dictionary or statistics, one data page a row group, aligned to a cache line. The page *is*
 the matrix of the rows as they are stored (`stored_forms`), and `trackstar.parquet_pages` reads it as such.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -17,59 +16,13 @@ import torch
 
 from trackstar.encodings import Encodings
 from trackstar.errors import TrackStarError
+from trackstar.item_footer import DIMENSION, ENCODING, MAX_NORM, SCALE, STORAGE, arrow_schema
 from trackstar.spec import Spec
 from trackstar.stored_forms import FORMS
 
-ENCODING = "encoding"
-SCALE = "scale"
-"""What the integers of an encoding are multiplied with, where it is stored as such."""
-STORAGE, DIMENSION = "storage", "dimension"
-"""Metadata: the form of the encodings, and how many numbers each has; of bits, their bytes do not tell."""
-MAX_NORM = "max_norm"
-"""Metadata: the largest norm of the file's stored encodings, about 1. A scan derives from it how far rounding can go. Not of sign
-bits, which all stand for unit vectors."""
 ROW_GROUP_BYTES = 64 * 2**20
 _PAGE_BYTES = 2**30  # above any row group: one page a row group
 _ALIGNMENT = 64  # bytes of a cache line
-
-
-@dataclasses.dataclass(frozen=True)
-class ItemFile:
-    """One immutable file of the index.
-
-    Args:
-        key: The work item's key, 32 hexadecimal digits; also the file's name.
-        uri: Where the file lies.
-        shard: URI of the corpus shard that the item is a range of.
-        num_rows: Examples in the file.
-        num_bytes: Size of the file.
-        metadata: What the writer's `footer` returned: counts, range, spec hash.
-    """
-
-    key: str
-    uri: str
-    shard: str
-    num_rows: int
-    num_bytes: int
-    metadata: dict[str, str]
-
-
-def arrow_schema(spec: Spec) -> pa.Schema:
-    """The columns of an item's file under `spec`."""
-    fields = [
-        pa.field(ENCODING, pa.binary(spec.bytes_per_encoding), nullable=False),
-        pa.field("example_id", pa.string(), nullable=False),
-        pa.field("shard", pa.string(), nullable=False),
-        pa.field("position", pa.int64(), nullable=False),
-        pa.field("num_tokens", pa.int32(), nullable=False),
-        pa.field("loss", pa.float32(), nullable=False),
-        pa.field("grad_norm", pa.float32(), nullable=False),
-    ]
-    if spec.stores_text:
-        fields.insert(4, pa.field("text", pa.string(), nullable=False))
-    if FORMS[spec.storage].is_scaled:
-        fields.append(pa.field(SCALE, pa.float32(), nullable=False))
-    return pa.schema(fields)
 
 
 def rows_per_group(spec: Spec) -> int:
@@ -135,29 +88,6 @@ def _page_header_bytes(rows: int, spec: Spec) -> int:
     sizes = 2 * (1 + varint_bytes(rows * spec.bytes_per_encoding))  # uncompressed, compressed
     page = 1 + (1 + varint_bytes(rows)) + 2 + 2 + 2 + 2 + 1  # struct; values; three encodings; empty statistics; end
     return 2 + sizes + page + 1
-
-
-def read_item_file(key: str, uri: str, source: Any, num_bytes: int) -> ItemFile:
-    """Reads the footer of the file at `uri`.
-
-    Raises:
-        TrackStarError: the file is truncated or not Parquet.
-    """
-    footer = read_footer(uri, source)
-    metadata = {
-        name.decode(): value.decode()
-        for name, value in (footer.metadata or {}).items()
-        if not name.startswith((b"ARROW:", b"PARQUET:"))
-    }
-    return ItemFile(key, uri, metadata.get("shard", ""), footer.num_rows, num_bytes, metadata)
-
-
-def read_footer(uri: str, source: Any) -> pq.FileMetaData:
-    """The Parquet footer of the open file `source`; a truncated or foreign file gives an error that names `uri`."""
-    try:
-        return pq.read_metadata(source)
-    except (pa.ArrowException, OSError) as error:
-        raise TrackStarError(f"{uri}: truncated, or not Parquet ({error}); run `trackstar verify --repair`") from error
 
 
 def _regrouped(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:

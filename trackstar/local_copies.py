@@ -24,7 +24,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from trackstar import object_store, storage
+from trackstar import late, storage
 from trackstar.errors import TrackStarError
 from trackstar.storage import FileInfo
 
@@ -171,7 +171,7 @@ def _fetch(uri: str, files: Mapping[str, FileInfo], target: Path) -> None:
 def _download(info: FileInfo, path: Path) -> None:
     """Copies one file, in the version that was listed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    object_store.download(info.uri, int(info.fingerprint), path)
+    late.object_store.download(info.uri, int(info.fingerprint), path)
 
 
 def _sweep(target: Path) -> None:

@@ -19,7 +19,7 @@ from trackstar.corpus import Shard, WorkItem
 from trackstar.corpus.shards import Format, format_of
 from trackstar.errors import TrackStarError
 from trackstar.index import Index, Snapshot
-from trackstar.item_file import ItemFile
+from trackstar.item_footer import ItemFile
 
 FOLDER = "manifests"
 _VERSION = 1

@@ -126,21 +126,6 @@ def context_length(config: PretrainedConfig) -> int | None:
     return getattr(of_text, "max_position_embeddings", None) or getattr(of_text, "n_positions", None)
 
 
-def choose_device(name: str) -> torch.device:
-    """Turns "auto", "cpu" or "cuda[:i]" into a device; a GPU that is asked for and missing is an error, never a fallback.
-
-    Raises:
-        TrackStarError: CUDA is asked for and there is none.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise TrackStarError(
-            f"--device {name}: no CUDA device is visible here; use --device cpu, or a machine with a GPU"
-        )
-    return torch.device(name)
-
-
 def find_weights(model: nn.Module) -> tuple[WeightInfo, ...]:
     """All attributed weights in the model's own order; a weight shared by several modules once."""
     heads = {id(module) for module in _embedding_modules(model)}

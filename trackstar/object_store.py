@@ -15,7 +15,6 @@ import errno
 import functools
 import http
 import os
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,9 @@ from google.cloud import storage as google_storage  # type: ignore[attr-defined]
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 
 from trackstar.errors import TrackStarError
+from trackstar.object_names import SCHEME, split
 from trackstar.patience import Attempts, Patience, brief
 
-SCHEME = "gs://"
 _EMULATOR = "STORAGE_EMULATOR_HOST"
 _BINARY = "application/octet-stream"
 _CHANGED = "it changed or was deleted while it was read"
@@ -54,18 +53,6 @@ class StoredObject:
     """ "gzip" where the store would decompress on the fly, so that sizes and ranges mean nothing; mostly empty."""
     modified: float
     """When this version was written, in seconds since 1970."""
-
-
-def split(uri: str) -> tuple[str, str]:
-    """Bucket and object name of "gs://bucket/name".
-
-    Raises:
-        TrackStarError: no bucket.
-    """
-    bucket, _, name = uri.removeprefix(SCHEME).partition("/")
-    if not re.fullmatch(r"[a-z0-9][-_.a-z0-9]+", bucket):
-        raise TrackStarError(f"{uri}: no bucket name; an object-store path is gs://BUCKET/PATH")
-    return bucket, name
 
 
 def listing(bucket: str, prefix: str, limit: int | None = None) -> Iterator[StoredObject]:

@@ -15,7 +15,6 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from transformers.trainer_pt_utils import get_parameter_names
 
 from trackstar import storage
 from trackstar.errors import TrackStarError
@@ -305,12 +304,20 @@ def _split(parameters: Parameters, first: Collection[str]) -> list[Parameters]:
 def _trainer(model: nn.Module, parameters: Parameters) -> list[Parameters]:
     """`Trainer.create_optimizer`: what decays, then biases and anything named as a norm."""
     patterns = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
-    return _split(parameters, set(get_parameter_names(model, [nn.LayerNorm], patterns)))
+    return _split(parameters, set(_outside_norms(model, patterns)))
 
 
 def _early_trainer(model: nn.Module, parameters: Parameters) -> list[Parameters]:
     """Earlier transformers: norms by class, of which most RMSNorms were none, so that they decayed (Mistral, Qwen2)."""
-    return _split(parameters, {name for name in get_parameter_names(model, [nn.LayerNorm]) if "bias" not in name})
+    return _split(parameters, {name for name in _outside_norms(model, []) if "bias" not in name})
+
+
+def _outside_norms(model: nn.Module, patterns: list[str]) -> list[str]:
+    """Names of the parameters that are in no LayerNorm and match none of the patterns, as Trainer finds them."""
+    # Here, because moments that `fit` saved are read without transformers; whoever has a model has imported it already.
+    from transformers.trainer_pt_utils import get_parameter_names
+
+    return get_parameter_names(model, [nn.LayerNorm], patterns)
 
 
 def _matrices_first(model: nn.Module, parameters: Parameters) -> list[Parameters]:

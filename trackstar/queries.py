@@ -148,18 +148,6 @@ class Change:
         return cls(tensors["matrices"], NORMALISATIONS[int(tensors["normalisation"])])
 
 
-def save_for_scan(queries: QuerySet, change: Change | None, folder: str) -> tuple[str, str | None]:
-    """Writes queries, folded, and the change of preconditioner, if any, where workers of a scan find them; returns both files."""
-    uri = storage.join(folder, "queries.safetensors")
-    if change is None:
-        queries.save(uri)
-        return uri, None
-    change_uri = storage.join(folder, "change.safetensors")
-    queries.fold(change).save(uri)
-    change.save(change_uri)
-    return uri, change_uri
-
-
 def reciprocal(values: np.ndarray) -> np.ndarray:
     """1/x, and 0 for 0: a vector without direction stays zero and scores nothing."""
     return np.divide(1.0, values, out=np.zeros_like(values, dtype=np.float64), where=values > 0)

@@ -73,6 +73,17 @@ class PreparedQueries:
     mixing: float
     """λ of R = λ R_eval + (1 − λ) R_train; 0 without R_eval."""
 
+    def save(self, folder: str) -> tuple[str, str | None]:
+        """Writes queries, folded, and the change, if any, where workers of a scan find them; returns both files."""
+        uri = storage.join(folder, "queries.safetensors")
+        if self.change is None:
+            self.queries.save(uri)
+            return uri, None
+        change_uri = storage.join(folder, "change.safetensors")
+        self.queries.fold(self.change).save(uri)
+        self.change.save(change_uri)
+        return uri, change_uri
+
 
 def prepare_queries(
     index: Index,
@@ -99,23 +110,60 @@ def prepare_queries(
     loaded = [tensors.load(part)[0] for part in parts]
     gradients = torch.cat([part["gradients"] for part in loaded])
     losses = torch.cat([part["losses"] for part in loaded])
+    task = task_preconditioner(index, task_hessian, mixing, gradients, keep_task_hessian, tell)
+    vectors, norms = precondition_and_normalise(gradients, task.inverse_root, index.spec.normalisation)
+    return PreparedQueries(QuerySet(vectors, norms), losses, task.change, task.mixing)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskPreconditioner:
+    """The preconditioner R that scores are taken with."""
+
+    inverse_root: torch.Tensor | None
+    """R^(-1/2), damped: float32 [number of blocks, d_b, d_b]; None: R = I."""
+    change: Change | None
+    """From R_train to R; None where it is R_train."""
+    mixing: float
+    """λ of R = λ R_eval + (1 − λ) R_train; 0 without R_eval."""
+
+
+def task_preconditioner(
+    index: Index,
+    task_hessian: str,
+    mixing: float | None,
+    gradients: torch.Tensor | None = None,
+    keep_task_hessian: str | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> TaskPreconditioner:
+    """The preconditioner that `task_hessian` names.
+
+    Args:
+        index: As in `prepare_queries`, like those that follow.
+        task_hessian: See there.
+        mixing: See there.
+        gradients: E of the queries, float32 [N, number of blocks, d_b]; "auto" needs them.
+        keep_task_hessian: See there.
+        tell: See there.
+
+    Raises:
+        TrackStarError: as in `prepare_queries`.
+    """
     spec = index.spec
     if spec.preconditioner == "none":
         if task_hessian not in ("auto", "none", "identity"):
             raise TrackStarError(
                 f"--task_hessian {task_hessian}: this index has no R_train (fit --preconditioner none)"
             )
-        vectors, norms = precondition_and_normalise(gradients, None, spec.normalisation)
-        return PreparedQueries(QuerySet(vectors, norms), losses, None, 0.0)
+        return TaskPreconditioner(None, None, 0.0)
     train = Preconditioner.load(storage.join(index.uri, "preconditioner"))
     if task_hessian == "none":
-        vectors, norms = precondition_and_normalise(gradients, train.inverse_root, spec.normalisation)
-        return PreparedQueries(QuerySet(vectors, norms), losses, None, 0.0)
+        return TaskPreconditioner(train.inverse_root, None, 0.0)
     if task_hessian == "identity":
-        vectors, norms = precondition_and_normalise(gradients, None, spec.normalisation)
         undo = torch.stack([train.power(block, 0.5).float() for block in range(train.num_blocks)])
-        return PreparedQueries(QuerySet(vectors, norms), losses, Change(undo, spec.normalisation), 0.0)
+        return TaskPreconditioner(None, Change(undo, spec.normalisation), 0.0)
     if task_hessian == "auto":
+        if gradients is None:
+            raise TrackStarError("--task_hessian auto is R_eval of a set of queries, and none are given")
         total = GramSum(spec.num_blocks, spec.block_dimension)
         total.add(gradients)
         evaluation = Preconditioner.of(total.mean(), spec.damping, total.count)
@@ -131,6 +179,5 @@ def prepare_queries(
     weight = mixing_weight(train, evaluation) if mixing is None else mixing
     tell(f"R = λ R_eval + (1 − λ) R_train with λ = {weight:.4g} (R_eval of {evaluation.count:,} queries)")
     mixed = mix(train, evaluation, weight)
-    vectors, norms = precondition_and_normalise(gradients, mixed.inverse_root, spec.normalisation)
     change = Change(change_of_preconditioner(train, mixed), spec.normalisation)
-    return PreparedQueries(QuerySet(vectors, norms), losses, change, weight)
+    return TaskPreconditioner(mixed.inverse_root, change, weight)

@@ -93,10 +93,14 @@ class Removals:
             return np.ones(len(example_ids), bool)
         return self.rows(example_ids)
 
-    def save(self, uri: str) -> None:
-        """Writes them for the workers of one run, so that all mask the same."""
+    def save(self, folder: str) -> str | None:
+        """Writes them for the workers of one run, so that all mask the same; returns the file, or None where there are none."""
+        if not self:
+            return None
+        uri = storage.join(folder, f"removals-{self.hash}.json")
         fields = {"ids": sorted(self.ids), "shards": sorted(self.shards), "splits": self.splits}
         storage.write_bytes(uri, json.dumps(fields).encode())
+        return uri
 
     @classmethod
     def read(cls, uri: str) -> "Removals":

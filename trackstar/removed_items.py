@@ -21,7 +21,7 @@ from trackstar import removal, storage
 from trackstar.corpus import Reject, WorkItem, read
 from trackstar.errors import TrackStarError
 from trackstar.index import Index
-from trackstar.item_file import read_footer
+from trackstar.item_footer import read_footer
 from trackstar.removal import Removals, TakeDown
 
 _READERS = 16

@@ -113,7 +113,7 @@ def read_results(uri: str) -> list[Result]:
     Raises:
         TrackStarError: as `read_queries`, or lists whose lengths do not agree.
     """
-    return [_result(fields, position, where) for position, (_, where, fields) in enumerate(read_objects(uri))]
+    return [result_of(fields, position, where) for position, (_, where, fields) in enumerate(read_objects(uri))]
 
 
 def write_results(uri: str, results: Iterable[Result]) -> None:
@@ -128,18 +128,34 @@ def read_objects(uri: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
     if not storage.exists(uri):
         raise TrackStarError(f"{uri}: no such file")
     for number, line in enumerate(storage.read_bytes(uri).split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{uri}, line {number}"
-        try:
-            fields = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-        except UnicodeDecodeError as error:
-            raise TrackStarError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from error
-        except json.JSONDecodeError as error:
-            raise TrackStarError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
-        if not isinstance(fields, dict):
-            raise TrackStarError(f"{where}: expected a JSON object, found {type(fields).__name__}")
-        yield number, where, fields
+        fields = parse_line(line, number, uri)
+        if fields is not None:
+            yield number, f"{uri}, line {number}", fields
+
+
+def parse_line(line: bytes, number: int, uri: str) -> dict[str, Any] | None:
+    """The object of one line of JSONL; None for a blank line.
+
+    Args:
+        line: Its bytes.
+        number: Its number, from 1; the first may begin with a byte order mark.
+        uri: The file, for messages.
+
+    Raises:
+        TrackStarError: not UTF-8, not JSON, or not an object.
+    """
+    if not line.strip():
+        return None
+    where = f"{uri}, line {number}"
+    try:
+        fields = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+    except UnicodeDecodeError as error:
+        raise TrackStarError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        raise TrackStarError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
+    if not isinstance(fields, dict):
+        raise TrackStarError(f"{where}: expected a JSON object, found {type(fields).__name__}")
+    return fields
 
 
 def _query(fields: dict[str, Any], position: int, where: str, left_out: tuple[str, ...]) -> Query:
@@ -157,11 +173,21 @@ def _query(fields: dict[str, Any], position: int, where: str, left_out: tuple[st
     return Query(str(example_id), fields["inputs_plaintext"], fields["targets_plaintext"], others)
 
 
-def _result(fields: dict[str, Any], position: int, where: str) -> Result:
+def result_of(fields: dict[str, Any], position: int, where: str) -> Result:
+    """The result that a line's object holds.
+
+    Args:
+        fields: The object.
+        position: Which result of its file it is, from 0; its id where it has none.
+        where: "file, line n", for messages.
+
+    Raises:
+        TrackStarError: as `read_results`.
+    """
     query = _query(fields, position, where, left_out=(*_LISTS, "query_set"))
     return Result(
         query,
-        str(fields.get("query_set", "")),
+        "" if fields.get("query_set") is None else str(fields["query_set"]),
         _ranking(fields, "proponent", where),
         _ranking(fields, "opponent", where),
     )

@@ -16,9 +16,8 @@ from trackstar.checksums import Checksum
 from trackstar.corpus import WorkItem
 from trackstar.encodings import Encodings
 from trackstar.errors import TrackStarError
-from trackstar.index import Index, ItemFile
-from trackstar.indexing import ItemCounts
-from trackstar.item_file import ENCODING, SCALE, read_footer
+from trackstar.index import Index
+from trackstar.item_footer import ENCODING, SCALE, ItemCounts, ItemFile, read_footer
 from trackstar.removal import Removals
 from trackstar.removed_items import remember
 from trackstar.spec import Spec

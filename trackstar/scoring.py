@@ -35,6 +35,9 @@ _CHANGED_ROWS = 1024  # a block's, where rows are transformed before they are mu
 _UNPACKED_BYTES = 2**25  # a block's, where rows are unpacked and weighted, but not transformed
 _OPEN_FILES = 64  # mapped at a time
 
+OpenFile = Callable[[str, int], EncodingReader]
+"""Opens the file at a URI, with encodings of so many dimensions."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ScanSettings:
@@ -69,6 +72,7 @@ def scan_files(
     settings: ScanSettings,
     change: Change | None = None,
     removals: Removals = NOTHING,
+    open_file: OpenFile = EncodingReader,
 ) -> tuple[TopK, TopK | None]:
     """The k best rows of all files together, for every query.
 
@@ -79,6 +83,7 @@ def scan_files(
         settings: How to score.
         change: Change of preconditioner, or None for the index's own.
         removals: What was taken down; the result is that of files without these rows.
+        open_file: Gives a file's encodings; another than the default may keep files open from scan to scan.
 
     Returns:
         Proponents and, if asked for, opponents.
@@ -86,7 +91,7 @@ def scan_files(
     Raises:
         TrackStarError: a file that is damaged or belongs to another index, or a row with NaN or infinity.
     """
-    scan = _Scan(queries, settings, change, removals)
+    scan = _Scan(queries, settings, change, removals, open_file)
     for uri in uris:
         scan.file(uri)
     return scan.result()
@@ -136,7 +141,14 @@ def timed_scan(
 class _Scan:
     """What a scan knows so far: the winners of what was settled, and the candidates of what was not."""
 
-    def __init__(self, queries: QuerySet, settings: ScanSettings, change: Change | None, removals: Removals = NOTHING):
+    def __init__(
+        self,
+        queries: QuerySet,
+        settings: ScanSettings,
+        change: Change | None,
+        removals: Removals = NOTHING,
+        open_file: OpenFile = EncodingReader,
+    ):
         vectors = queries.vectors.float()
         if change is not None and change.dimension != vectors.shape[1]:
             raise TrackStarError(
@@ -145,6 +157,7 @@ class _Scan:
         self._settings = settings
         self._change = change
         self._removals = removals
+        self._open_file = open_file
         self._device = torch.device(settings.device)
         if queries.folded and change is None:
             raise TrackStarError("the queries are folded for a change of preconditioner, and none is given")
@@ -164,7 +177,7 @@ class _Scan:
         """Takes in one file."""
         if self._held.num_files >= _OPEN_FILES:
             self.settle()
-        with contextlib.closing(EncodingReader(uri, self._vectors.shape[1])) as reader:
+        with contextlib.closing(self._open_file(uri, self._vectors.shape[1])) as reader:
             weights = None
             if self._change is not None or not self._settings.unit_norm:
                 norms = None if self._settings.unit_norm else reader.column("grad_norm")

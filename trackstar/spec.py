@@ -115,9 +115,14 @@ class Spec:
         """Bytes of one stored encoding, without the four of its scale (int8)."""
         return bytes_of_row(self.storage, self.dimension)
 
+    @property
+    def has_scales(self) -> bool:
+        """Whether each stored encoding has a scale in a column of its own."""
+        return self.storage == "int8"
+
     def describe_storage(self) -> str:
         """How an encoding is stored, in words: "sign, 2,023 bytes a row"."""
-        scale = " and a scale of 4" if self.storage == "int8" else ""
+        scale = " and a scale of 4" if self.has_scales else ""
         return f"{self.storage}, {self.bytes_per_encoding:,} bytes a row{scale}"
 
     @property

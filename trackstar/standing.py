@@ -16,17 +16,18 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trackstar import storage
 from trackstar.errors import TrackStarError
 from trackstar.index import DataFile, Index
-from trackstar.queries import QuerySet, save_for_scan
-from trackstar.query_encoding import PreparedQueries
 from trackstar.removal import Removals
 from trackstar.results import Query, read_queries
 from trackstar.standing_state import State, damaged
 from trackstar.write_lock import WriteLock
+
+if TYPE_CHECKING:
+    from trackstar.query_encoding import PreparedQueries
 
 _FOLDER = "standing"
 _SETTINGS = "standing.json"
@@ -84,7 +85,7 @@ class StandingSet:
 
     @classmethod
     def create(
-        cls, index: Index, name: str, settings: Settings, queries: Sequence[Query], prepared: PreparedQueries
+        cls, index: Index, name: str, settings: Settings, queries: Sequence[Query], prepared: "PreparedQueries"
     ) -> "StandingSet":
         """Writes a new set; it has no state yet.
 
@@ -104,7 +105,7 @@ class StandingSet:
         lines = [json.dumps(_line(query), ensure_ascii=False) + "\n" for query in queries]
         content = "".join(lines).encode("utf-8", "backslashreplace")
         storage.write_bytes(storage.join(folder, "queries.jsonl"), content)
-        files = [uri for uri in save_for_scan(prepared.queries, prepared.change, folder) if uri is not None]
+        files = [uri for uri in prepared.save(folder) if uri is not None]
         digest = hashlib.sha256(content)
         for uri in files:
             digest.update(storage.read_bytes(uri))
@@ -177,10 +178,6 @@ class StandingSet:
         """Name of a scan of some files for some queries (None: all): the same name, the same result."""
         parts = [self.settings.digest, [file.key for file in files], None if numbers is None else list(numbers)]
         return hashlib.sha256(json.dumps([*parts, removals.hash]).encode()).hexdigest()[:16]
-
-    def save_some(self, numbers: Sequence[int], uri: str) -> None:
-        """Writes the encodings of some of the queries, with the same bits, as `QuerySet.load` reads them."""
-        QuerySet.load(self.queries_uri).choose(numbers).save(uri)
 
     # States.
 

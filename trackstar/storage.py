@@ -19,14 +19,17 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 import pyarrow.fs
 
-from trackstar import local_files, object_store, scratch
+from trackstar import late, local_files, scratch
 from trackstar.errors import TrackStarError
-from trackstar.object_reader import ObjectReader
+from trackstar.object_names import SCHEME, split
+
+if TYPE_CHECKING:
+    from trackstar.object_store import StoredObject
 
 FingerprintKind = Literal["modified", "content"]
 """How a file's version is told: by size and modification time (locally) or generation (gs://); or by its content."""
@@ -54,13 +57,13 @@ def is_object(uri: str) -> bool:
         raise TrackStarError(f"{uri}: {scheme[1]}:// is not supported; give a local path or gs://BUCKET/PATH")
     if not uri:
         raise TrackStarError("an empty path was given; give a local path or gs://BUCKET/PATH")
-    return uri.startswith(object_store.SCHEME)
+    return uri.startswith(SCHEME)
 
 
 def normalise(uri: str) -> str:
     """The one form in which a file is named from here on: an absolute path, or gs://bucket/path."""
     if is_object(uri):
-        object_store.split(uri)
+        split(uri)
         return uri
     return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
 
@@ -86,10 +89,10 @@ def info(uri: str, fingerprint: FingerprintKind = "modified") -> FileInfo:
         TrackStarError: there is no such file, or it cannot be read.
     """
     if is_object(uri):
-        found = object_store.find(uri)
+        found = late.object_store.find(uri)
         if found is None:
             raise TrackStarError(f"{uri}: cannot be read (no such object); check the path")
-        return _info_of_object(object_store.split(uri)[0], found, fingerprint)
+        return _info_of_object(split(uri)[0], found, fingerprint)
     path = normalise(uri)
     with local_files.explained(uri, "read"):
         stat = os.stat(path)
@@ -126,9 +129,9 @@ def glob(pattern: str, fingerprint: FingerprintKind = "modified") -> "builtins.l
 def exists(uri: str) -> bool:
     """Whether a file or a folder is there."""
     if is_object(uri):
-        bucket, name = object_store.split(uri)
+        bucket, name = split(uri)
         below = name.rstrip("/") + "/" if name else ""
-        return object_store.find(uri) is not None or any(object_store.listing(bucket, below, limit=2))
+        return late.object_store.find(uri) is not None or any(late.object_store.listing(bucket, below, limit=2))
     return os.path.exists(normalise(uri))
 
 
@@ -143,7 +146,7 @@ def open_input(uri: str) -> pa.NativeFile:
     An object is read in the version that it has now; if that is gone before the last read, reading fails.
     """
     if is_object(uri):
-        return pa.PythonFile(ObjectReader(uri), mode="r")
+        return pa.PythonFile(late.object_reader.ObjectReader(uri), mode="r")
     with local_files.explained(uri, "read"):
         return pyarrow.fs.LocalFileSystem().open_input_file(normalise(uri))
 
@@ -152,14 +155,14 @@ def open_if_there(uri: str) -> pa.NativeFile | None:
     """As `open_input`; None where there is no such file."""
     if not is_object(uri):
         return open_input(uri) if os.path.exists(normalise(uri)) else None
-    found = object_store.find(uri)
-    return None if found is None else pa.PythonFile(ObjectReader(uri, version=found), mode="r")
+    found = late.object_store.find(uri)
+    return None if found is None else pa.PythonFile(late.object_reader.ObjectReader(uri, version=found), mode="r")
 
 
 def open_stream(uri: str) -> pa.NativeFile:
     """Opens for reading from the first byte to the last, as stored: nothing is decompressed."""
     if is_object(uri):
-        return pa.PythonFile(ObjectReader(uri, read_ahead=_STREAM_BYTES), mode="r")
+        return pa.PythonFile(late.object_reader.ObjectReader(uri, read_ahead=_STREAM_BYTES), mode="r")
     with local_files.explained(uri, "read"):
         return pyarrow.fs.LocalFileSystem().open_input_stream(
             normalise(uri), compression=None, buffer_size=_STREAM_BYTES
@@ -169,7 +172,7 @@ def open_stream(uri: str) -> pa.NativeFile:
 def read_bytes(uri: str) -> bytes:
     """The whole file."""
     if is_object(uri):
-        return object_store.read(uri)
+        return late.object_store.read(uri)
     with open_stream(uri) as source, local_files.explained(uri, "read"):
         return source.read()
 
@@ -177,7 +180,7 @@ def read_bytes(uri: str) -> bytes:
 def write_bytes(uri: str, data: bytes) -> None:
     """Writes the file, whole or not at all, replacing what is there; folders above it are made."""
     if is_object(uri):
-        object_store.write(uri, data)
+        late.object_store.write(uri, data)
         return
     with staged(uri) as path:
         path.write_bytes(data)
@@ -191,7 +194,7 @@ def create_exclusive(uri: str, data: bytes) -> bool:
     """
     if is_object(uri):
         # The store decides; looking first saves an upload.
-        return object_store.find(uri) is None and object_store.write_if(uri, data, 0) is not None
+        return late.object_store.find(uri) is None and late.object_store.write_if(uri, data, 0) is not None
     target = Path(normalise(uri))
     with local_files.staged(uri, target) as path:
         path.write_bytes(data)
@@ -205,10 +208,10 @@ def replace_version(known: FileInfo, data: bytes) -> FileInfo | None:
         The new version; None where the file is gone or another version is there.
     """
     if is_object(known.uri):
-        found = object_store.find(known.uri)
+        found = late.object_store.find(known.uri)
         if found is None or str(found.generation) != known.fingerprint:
             return None
-        generation = object_store.write_if(known.uri, data, found.generation)
+        generation = late.object_store.write_if(known.uri, data, found.generation)
         return None if generation is None else FileInfo(known.uri, len(data), str(generation), modified=time.time())
     with local_files.alone_in_folder(Path(normalise(known.uri))) as is_there:
         if not is_there or info(known.uri) != known:
@@ -220,11 +223,11 @@ def replace_version(known: FileInfo, data: bytes) -> FileInfo | None:
 def delete_version(known: FileInfo) -> bool:
     """Deletes a file if it is still the version that `info` gave; returns whether it was."""
     if is_object(known.uri):
-        found = object_store.find(known.uri)
+        found = late.object_store.find(known.uri)
         return (
             found is not None
             and str(found.generation) == known.fingerprint
-            and object_store.delete_if(known.uri, found.generation)
+            and late.object_store.delete_if(known.uri, found.generation)
         )
     with local_files.alone_in_folder(Path(normalise(known.uri))) as is_there:
         if not is_there or info(known.uri) != known:
@@ -242,11 +245,11 @@ def staged(uri: str) -> Iterator[Path]:
     `TrackStarError` that names `uri`.
     """
     if is_object(uri):
-        object_store.split(uri)
+        split(uri)
         with scratch_folder(f"to be uploaded to {uri}") as folder:
             path = folder / "staged.tmp"
             yield path
-            object_store.upload(path, uri)
+            late.object_store.upload(path, uri)
         return
     target = Path(normalise(uri))
     with local_files.staged(uri, target) as path:
@@ -281,7 +284,7 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
 def copy(source: str, target: str) -> None:
     """Copies a file, whole or not at all; between local and store in either direction."""
     if is_object(source) and is_object(target):
-        object_store.copy(source, target)
+        late.object_store.copy(source, target)
         return
     with open_stream(source) as stream, staged(target) as path, path.open("wb") as sink:
         while chunk := stream.read(_STREAM_BYTES):
@@ -299,13 +302,13 @@ def makedirs(uri: str) -> None:
 def delete(uri: str) -> None:
     """Deletes the file, or the folder with all that lies in it; what is not there is no error."""
     if is_object(uri):
-        bucket, name = object_store.split(uri)
+        bucket, name = split(uri)
         if not name.strip("/"):
             raise TrackStarError(f"{uri}: a whole bucket is not deleted from here; give a path below it")
         if not name.endswith("/"):
-            object_store.delete(bucket, name)
-        for found in object_store.listing(bucket, name.rstrip("/") + "/"):
-            object_store.delete(bucket, found.name)
+            late.object_store.delete(bucket, name)
+        for found in late.object_store.listing(bucket, name.rstrip("/") + "/"):
+            late.object_store.delete(bucket, found.name)
         return
     path = Path(normalise(uri))
     with local_files.explained(uri, "deleted"):
@@ -316,8 +319,8 @@ def delete(uri: str) -> None:
 
 
 def _glob_objects(pattern: str, fingerprint: FingerprintKind) -> "builtins.list[FileInfo]":
-    bucket, name = object_store.split(pattern)
-    exact = object_store.find(pattern)
+    bucket, name = split(pattern)
+    exact = late.object_store.find(pattern)
     if exact is not None:
         return [_info_of_object(bucket, exact, fingerprint)]
     prefix = re.split(r"[*?\[]", name, maxsplit=1)[0]
@@ -325,7 +328,9 @@ def _glob_objects(pattern: str, fingerprint: FingerprintKind) -> "builtins.list[
         return []
     pattern_parts = name.split("/")
     found = [
-        stored for stored in object_store.listing(bucket, prefix) if _matches(pattern_parts, stored.name.split("/"))
+        stored
+        for stored in late.object_store.listing(bucket, prefix)
+        if _matches(pattern_parts, stored.name.split("/"))
     ]
     return sorted(_info_of_object(bucket, stored, fingerprint) for stored in found)
 
@@ -344,19 +349,21 @@ def _matches(pattern: Sequence[str], name: Sequence[str]) -> bool:
     return visible and fnmatch.fnmatchcase(name[0], first) and _matches(rest, name[1:])
 
 
-def _info_of_object(bucket: str, stored: object_store.StoredObject, fingerprint: FingerprintKind) -> FileInfo:
+def _info_of_object(bucket: str, stored: "StoredObject", fingerprint: FingerprintKind) -> FileInfo:
     version = stored.checksum if fingerprint == "content" else str(stored.generation)
-    uri = f"{object_store.SCHEME}{bucket}/{stored.name}"
+    uri = f"{SCHEME}{bucket}/{stored.name}"
     return FileInfo(uri, stored.size, version, stored.content_encoding, stored.modified)
 
 
 def list(folder: str) -> "builtins.list[FileInfo]":
     """All files below the folder, however deep, sorted by URI, hidden ones left out; none if there is no folder."""
     if is_object(folder):
-        bucket, name = object_store.split(folder)
+        bucket, name = split(folder)
         prefix = name.rstrip("/") + "/" if name.strip("/") else ""
         found = [
-            stored for stored in object_store.listing(bucket, prefix) if "/." not in "/" + stored.name[len(prefix) :]
+            stored
+            for stored in late.object_store.listing(bucket, prefix)
+            if "/." not in "/" + stored.name[len(prefix) :]
         ]
         return sorted(_info_of_object(bucket, stored, "modified") for stored in found)
     root = normalise(folder)

@@ -124,7 +124,7 @@ class _Int8(_Packed):
     name = "int8"
     matrix_type = torch.int8
     is_scaled = True
-    direct_queries = 4
+    direct_queries = 1
 
     def pack(self, vectors: torch.Tensor) -> "StoredRows":
         matrix = torch.empty(vectors.shape, dtype=torch.int8)

@@ -89,9 +89,9 @@ class Tokenization:
         text = prompt + target
         # Trailing space of the prompt usually becomes part of the target's first token.
         border = len(prompt.rstrip()) if prompt.strip() else len(prompt)
-        tokens, offsets = self._tokens(text)
+        tokens, offsets = self.tokens(text)
         if offsets is None:
-            shared = self._tokens(text[:border])[0]
+            shared = self.tokens(text[:border])[0]
             first = next((i for i, (x, y) in enumerate(zip(tokens, shared, strict=False)) if x != y), len(shared))
         else:
             first = next((i for i, (start, end) in enumerate(offsets) if end > border and end > start), len(tokens))
@@ -117,13 +117,18 @@ class Tokenization:
         """
         characters = max(_HEAD_CHARACTERS, _HEAD_CHARACTERS_PER_TOKEN * self.max_length)
         while self.long_documents == "truncate" and len(text) > characters:
-            tokens, offsets = self._tokens(text[:characters])
+            tokens, offsets = self.tokens(text[:characters])
             if len(tokens) > self.max_length + _MARGIN:
                 return tokens, offsets
             characters *= 4
-        return self._tokens(text)
+        return self.tokens(text)
 
-    def _tokens(self, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]] | None]:
+    def tokens(self, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]] | None]:
+        """All tokens of a text, and which characters each is of; None where the tokenizer cannot tell.
+
+        Raises:
+            TrackStarError: there is no tokenizer.
+        """
         if self.tokenizer is None:
             raise TrackStarError(
                 "the corpus has text and the model's folder has no tokenizer: add one, or give input_ids"

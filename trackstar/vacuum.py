@@ -12,8 +12,8 @@ import dataclasses
 import time
 
 from trackstar import checksums, manifest, storage
+from trackstar.amounts import human_bytes
 from trackstar.errors import TrackStarError
-from trackstar.estimate import human_bytes
 from trackstar.index import Index
 from trackstar.removed_items import files_to_purge
 from trackstar.storage import FileInfo

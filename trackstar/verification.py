@@ -15,7 +15,7 @@ from trackstar import checksums, manifest, removal, removed_items, second_moment
 from trackstar.checksums import Checksum
 from trackstar.errors import TrackStarError
 from trackstar.index import LOG_PATH, DataFile, Index
-from trackstar.item_file import read_item_file
+from trackstar.item_footer import read_item_file
 from trackstar.preconditioner import Preconditioner
 
 Kind = Literal["missing", "truncated", "changed", "foreign", "unreadable", "unrecorded", "log"]

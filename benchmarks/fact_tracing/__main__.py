@@ -40,6 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--retraining_seeds", type=int, metavar="N", help="trainings of each subset; by default as the size says"
     )
+    parser.add_argument(
+        "--every_seed", action="store_true", help="all seeds of the projections for every row: half an hour more"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="where tables and JSON go (%(default)s)")
     args = parser.parse_args(argv)
     trex = dataset.TrexFiles(args.trex_facts, args.trex_sentences) if args.trex_facts and args.trex_sentences else None
@@ -49,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     size = SIZES["small" if args.small else "standard"]
     if args.retraining_seeds is not None:
         size = size.with_retraining_seeds(args.retraining_seeds)
+    if args.every_seed:
+        size = size.with_every_seed()
     spent = Seconds(args.folder / size.name / "seconds.json")
     try:
         reports = [
@@ -58,7 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     except TrackStarError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    command = "python -m benchmarks.fact_tracing" + (" --small" if args.small else "")
+    flags = [f" --{name}" for name in ("small", "every_seed") if getattr(args, name)]
+    command = "python -m benchmarks.fact_tracing" + "".join(flags)
     text = report.markdown(reports, size, command, spent.parts)
     paths = report.write(reports, size, text, spent.parts, args.results)
     print(text)
@@ -91,7 +97,7 @@ def measure(
     if not retrain:
         return report.DatasetReport(data, about(data.corpus), rows, patches, None)
     with spent.on(f"{name}: retraining"):
-        smaller = dataset.build(name, size.truth.facts, size.truth.passages, trex)
+        smaller = dataset.build(name, size.truth.facts, size.truth.passages, trex, size.truth.words_per_passage)
         little = dataset.prepare(f"{name}, smaller", smaller, size.truth.model, folder / f"{name}_truth", tell)
         found = truth.retrained(little, principal, size.truth, folder / f"{name}_truth" / "retrained", tell)
     return report.DatasetReport(data, about(data.corpus), rows, patches, found)

@@ -86,7 +86,14 @@ TREX_SENTENCES = 19_600_000
 _QUERY_FIELDS = ("example_id", "inputs_plaintext", "targets_plaintext")
 
 
-def build(name: str, facts: int, passages: int, trex: TrexFiles | None = None, seed: int = 0) -> Corpus:
+def build(
+    name: str,
+    facts: int,
+    passages: int,
+    trex: TrexFiles | None = None,
+    words_per_passage: int = corpora.STANDARD.words_per_passage,
+    seed: int = 0,
+) -> Corpus:
     """One of the corpora: of ParaRel's facts and WikiText's passages, or of the paper's T-REx files.
 
     Args:
@@ -94,6 +101,7 @@ def build(name: str, facts: int, passages: int, trex: TrexFiles | None = None, s
         facts: How many.
         passages: How much other text.
         trex: For "trex": its files. So many of its sentences are taken as other text that they are about `passages`.
+        words_per_passage: Words at which a passage of WikiText ends with its sentence.
         seed: Of all choices.
 
     Raises:
@@ -107,7 +115,9 @@ def build(name: str, facts: int, passages: int, trex: TrexFiles | None = None, s
         share = min(1.0, passages / TREX_SENTENCES)
         return load_trex(trex.facts, trex.sentences, TrexSettings(facts, share, seed))
     often = (8, 16) * max(1, facts // 100)
-    settings = corpora.CorpusSettings(facts=facts, often=often, passages=passages, seed=seed)
+    settings = corpora.CorpusSettings(
+        facts=facts, often=often, passages=passages, words_per_passage=words_per_passage, seed=seed
+    )
     inputs = corpora.read_inputs(settings.words_per_passage)
     if name == "easy":
         return corpora.build_easy(*inputs, settings)

@@ -17,6 +17,7 @@ class GroundTruth:
     Args:
         facts: Facts of its corpus.
         passages: Passages among them.
+        words_per_passage: Short ones: a batch is padded to its longest document, so that a few long ones double the time.
         model: Shape and training.
         queries: Queries whose losses are measured.
         subsets: Random halves of the corpus, m.
@@ -29,6 +30,7 @@ class GroundTruth:
 
     facts: int
     passages: int
+    words_per_passage: int
     model: TrainSettings
     queries: int
     subsets: int
@@ -51,7 +53,8 @@ class Size:
         sides: d₀ = d₁ of the pooled blocks: small, middle, large.
         weight_sides: d₀ = d₁ where every weight has a block of its own; about as many numbers as the middle size, and as the
             large one.
-        seeds: Of the projections, for the rows that say so.
+        seeds: Of the projections.
+        costly_seeds: Of the rows that sweep damping and mixing, and of the small and the large sizes.
         patch_queries: Queries of the tail-patch.
         patch_k: Proponents of each.
         truth: The part with retraining.
@@ -64,9 +67,14 @@ class Size:
     sides: tuple[int, int, int]
     weight_sides: tuple[int, int]
     seeds: tuple[int, ...]
+    costly_seeds: tuple[int, ...]
     patch_queries: int
     patch_k: int
     truth: GroundTruth
+
+    def with_every_seed(self) -> "Size":
+        """The same with all seeds of the projections for every row."""
+        return dataclasses.replace(self, costly_seeds=self.seeds)
 
     def with_retraining_seeds(self, count: int) -> "Size":
         """The same with so many trainings of each subset, group and method."""
@@ -87,11 +95,13 @@ SIZES = {
         sides=(16, 32, 64),
         weight_sides=(17, 34),
         seeds=(0, 1, 2),
+        costly_seeds=(0,),
         patch_queries=60,
         patch_k=10,
         truth=GroundTruth(
             facts=150,
             passages=30,
+            words_per_passage=20,
             model=TrainSettings(
                 vocabulary_size=2048,
                 hidden_size=96,
@@ -102,7 +112,7 @@ SIZES = {
                 learning_rate=3e-3,
             ),
             queries=100,
-            subsets=16,
+            subsets=20,
             seeds=(0, 1),
             k=3,
             groups=2,
@@ -118,11 +128,13 @@ SIZES = {
         sides=(4, 8, 12),
         weight_sides=(5, 8),
         seeds=(0, 1),
+        costly_seeds=(0,),
         patch_queries=8,
         patch_k=3,
         truth=GroundTruth(
             facts=40,
             passages=10,
+            words_per_passage=20,
             model=dataclasses.replace(_SMALL_MODEL, steps=40),
             queries=12,
             subsets=4,
@@ -145,16 +157,19 @@ def ablation(size: Size) -> list[Method]:
         for preconditioner, unit in itertools.product(("none", "train", "eval", "mixed"), (True, False)):
             rows.append(Method(features, preconditioner, unit))
         rows += [Method(features, p, normalisation="block") for p in ("none", "train", "mixed")]
-        if moments == "exact" and seed == size.seeds[0]:
+        if moments == "exact" and seed in size.costly_seeds:
             rows += [Method(features, "mixed", mixing=weight) for weight in (0.01, 0.1, 0.5, 0.9, 0.99)]
             rows += [Method(features, p, damping=c) for p in ("train", "mixed") for c in (0.001, 0.01, 1.0)]
     for seed, moments in itertools.product(size.seeds, ("none", "exact")):
         rows += by_weight(Features(moments, size.weight_sides[0], "weights", seed))
-    for moments in ("none", "exact"):
-        rows += [Method(Features(moments, small), p) for p in ("none", "train", "mixed")]
-    rows += by_weight(Features("exact", size.weight_sides[1], "weights"))
+    for seed, moments in itertools.product(size.costly_seeds, ("none", "exact")):
+        rows += [Method(Features(moments, small, seed=seed), p) for p in ("none", "train", "mixed")]
+    for seed in size.costly_seeds:
+        rows += by_weight(Features("exact", size.weight_sides[1], "weights", seed))
     # Decomposing sixteen blocks of 4,096 numbers takes several minutes a preconditioner: at that size only without.
-    rows += [Method(Features(moments, large)) for moments in ("none", "exact")]
+    rows += [
+        Method(Features(m, large, seed=seed)) for seed, m in itertools.product(size.costly_seeds, ("none", "exact"))
+    ]
     return rows
 
 

@@ -77,3 +77,19 @@ def test_a_large_gpu_is_a_matter_of_one_setting():
     ]
     assert parameters["machine_type"] == "a2-ultragpu-1g"
     assert "type:nvidia-a100-80gb;count:1;" in parameters["dataflow_service_options"]
+
+
+def test_scans_take_the_processors_of_their_machines():
+    from dataclasses import replace
+
+    from deploy.launches import launch_body
+
+    def threads(command, **changes):
+        launch = launch_body(command, replace(settings(), **changes), IMAGE)["launchParameter"]
+        return launch["parameters"].get("scan_threads")
+
+    assert threads("score") == threads("standing") == "8"
+    assert threads("reindex") == "8"
+    assert threads("reindex", encode_shape="a100-80gb") == "12"
+    assert threads("reindex", encode_shape="cpu") == "1"  # a process a processor
+    assert threads("build-index") is None

@@ -11,7 +11,7 @@ from pipelines import cli
 from tests.end_to_end.world import World, digests, rows
 from trackstar import removed_items
 from trackstar.index import Index
-from trackstar.indexing import ItemCounts
+from trackstar.item_footer import ItemCounts
 from trackstar.removal import TakeDown, take_downs
 from trackstar.results import read_results
 

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import cli
-from pipelines.standing_sets import Scanning, update_all
+from pipelines import cli, standing_scans
+from pipelines.progress import Reporter
+from pipelines.scan_flags import Scanning
+from pipelines.scanning import Scan
+from pipelines.standing_sets import update_all
 from tests.end_to_end.world import MODIFIED, World, sentences
 from trackstar.errors import TrackStarError
 from trackstar.index import Index
@@ -167,6 +170,25 @@ def test_standing_queries_follow_the_index(own: tuple[World, Path], capfd: pytes
     assert run(world, index, "list", "--json") == 0
     assert capfd.readouterr().out == ""
     assert not (new / "standing" / "facts").exists()
+
+
+def test_reindex_scans_as_its_flags_say(own: tuple[World, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    world, index = own
+    assert run(world, index, "add", "--name", "facts") == 0
+    original, scans = standing_scans.ScanIndex, []
+
+    def noted(elements: list, scan: Scan, reporter: Reporter) -> standing_scans.ScanIndex:
+        scans.append((len(elements), scan.threads))
+        return original(elements, scan, reporter)
+
+    monkeypatch.setattr(standing_scans, "ScanIndex", noted)
+    change_corpus(world.corpus)
+    before = {file.uri for file in Index.open(str(index)).snapshot().files}
+    assert reindex(world, index, "--scan_bytes", "1", "--scan_threads", "3") == 0
+    added = [file for file in Index.open(str(index)).snapshot().files if file.uri not in before]
+    assert scans[0] == (len(added), 3)  # each new file an element of its own
+    assert {threads for _, threads in scans} == {3}
+    assert followed(world, index) == scored(world, index, "queries.flags.jsonl")
 
 
 def test_an_update_that_fails_leaves_all_as_it_was(

@@ -16,7 +16,7 @@ from pipelines import cli
 from tests.end_to_end.world import World, make_model
 from tests.faults.test_fuzz import COLUMNS, NAMES, ODD_TEXTS, damaged, odd_line
 from trackstar.index import Index
-from trackstar.indexing import ItemCounts
+from trackstar.item_footer import ItemCounts
 
 pytestmark = pytest.mark.timeout(200)
 LARGE = ["--item_bytes", "1000000"]

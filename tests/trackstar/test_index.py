@@ -21,7 +21,7 @@ from trackstar.delta_log import DeltaLog
 from trackstar.encodings import Encodings
 from trackstar.errors import TrackStarError
 from trackstar.index import Index
-from trackstar.item_file import ItemFile
+from trackstar.item_footer import ItemFile
 from trackstar.parquet_pages import plain_pages
 
 pytest_plugins = ["tests.gcs"]

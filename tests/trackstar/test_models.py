@@ -6,8 +6,9 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from tests.tiny_models import ARCHITECTURES, tiny_model, tiny_tokenizer
+from trackstar.devices import choose_device
 from trackstar.errors import TrackStarError
-from trackstar.models import block_layout, choose_device, find_weights, load_model, measure_coverage, prepare_model
+from trackstar.models import block_layout, find_weights, load_model, measure_coverage, prepare_model
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))

@@ -18,7 +18,7 @@ from trackstar.corpus import Reject, WorkItem
 from trackstar.encodings import Encodings
 from trackstar.errors import TrackStarError
 from trackstar.index import Index
-from trackstar.indexing import ItemCounts
+from trackstar.item_footer import ItemCounts
 from trackstar.queries import Change
 from trackstar.removal import Removals, TakeDown, read_ids, take_downs
 from trackstar.removed_items import (
@@ -122,11 +122,13 @@ def test_ids_and_passages(splits: bool, many: bool) -> None:
 
 def test_what_workers_read_is_what_was_saved(tmp_path: Path) -> None:
     removals = Removals(frozenset(["a", "ü"]), frozenset(["s"]), splits=True)
-    removals.save(str(tmp_path / "r.json"))
-    again = Removals.read(str(tmp_path / "r.json"))
+    uri = removals.save(str(tmp_path))
+    assert uri is not None
+    again = Removals.read(uri)
     assert again == removals and again.hash == removals.hash
     assert removals.hash != Removals(frozenset(["a", "ü"]), frozenset(["s"])).hash
     assert bool(removals) and not bool(Removals())
+    assert Removals().save(str(tmp_path)) is None
 
 
 def test_the_log_says_who_when_and_why(gcs: str, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from trackstar import approximate, encoding_reader, held_rows, item_file, scorin
 from trackstar.approximate import DirectProduct, QueryProduct
 from trackstar.encodings import Encodings
 from trackstar.errors import TrackStarError
-from trackstar.item_file import ItemFile
+from trackstar.item_footer import ItemFile
 from trackstar.row_weights import RowWeights
 from trackstar.scoring import Change, QuerySet, ScanSettings, TopK, fetch_passages, scan_file, scan_files
 from trackstar.spec import bytes_of_row

@@ -13,7 +13,7 @@ from tests.indexes import make_encodings, make_spec, unit_vectors, write_file
 from tests.naive_forms import STORAGES
 from trackstar.errors import TrackStarError
 from trackstar.index import DataFile, Index, Snapshot
-from trackstar.item_file import ItemFile
+from trackstar.item_footer import ItemFile
 from trackstar.queries import Change, QuerySet
 from trackstar.removal import Removals
 from trackstar.scoring import ScanSettings, scan_files

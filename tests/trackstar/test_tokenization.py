@@ -123,7 +123,7 @@ def test_an_end_of_text_token_that_the_tokenizer_adds_is_not_supervised() -> Non
 def test_of_a_very_long_text_only_the_beginning_is_tokenized(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tokenizer takes up to 1 kB a token, so a line of 64 MiB would take all memory that there is."""
     asked: list[int] = []
-    tokens_of = Tokenization._tokens
+    tokens_of = Tokenization.tokens
 
     def counted(self: Tokenization, text: str):
         asked.append(len(text))
@@ -131,7 +131,7 @@ def test_of_a_very_long_text_only_the_beginning_is_tokenized(unit: str, monkeypa
 
     text = unit * (300_000 // len(unit))
     [expected], cut = make(append_eos=True).documents(record(text))
-    monkeypatch.setattr(Tokenization, "_tokens", counted)
+    monkeypatch.setattr(Tokenization, "tokens", counted)
     monkeypatch.setattr("trackstar.tokenization._HEAD_CHARACTERS", 2000)
     assert make(append_eos=True).documents(record(text)) == ([expected], cut) == ([expected], True)
     assert len(expected.input_ids) == 64

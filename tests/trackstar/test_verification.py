@@ -14,7 +14,7 @@ from trackstar.checksums import Checksum
 from trackstar.corpus import Reject
 from trackstar.errors import TrackStarError
 from trackstar.index import Index
-from trackstar.item_file import ItemFile
+from trackstar.item_footer import ItemFile
 from trackstar.removal import Removals
 from trackstar.removed_items import find_hits, take_down
 from trackstar.verification import Finding, advice, check_item, check_log, check_settings, checks

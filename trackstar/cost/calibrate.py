@@ -25,7 +25,8 @@ from trackstar.evaluation.corpus_scan import BM25Method, Method, best_of_item, c
 from trackstar.evaluation.tail_patch import TailPatch
 from trackstar.evaluation.tail_patch_tasks import Group, MeasureTask
 from trackstar.index import DataFile
-from trackstar.item_file import read_item_file, write_parquet
+from trackstar.item_file import write_parquet
+from trackstar.item_footer import read_item_file
 from trackstar.passages import fetch_passages
 from trackstar.queries import Change, QuerySet
 from trackstar.results import Query, Ranking, Result, write_results

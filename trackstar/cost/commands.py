@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 
 from trackstar import threads
+from trackstar.amounts import human_bytes
 from trackstar.corpus import Shard, WorkItem
 from trackstar.cost import calibrate, model
 from trackstar.cost.basis import Basis
@@ -18,7 +19,6 @@ from trackstar.cost.shapes import CorpusShape, EncodingShape, ScanShape, Whiteni
 from trackstar.cost.skeleton import load_skeleton
 from trackstar.covariances import Part
 from trackstar.encoder import Encoder, EncoderSource, window_size
-from trackstar.estimate import human_bytes
 from trackstar.fitting import SampleTask
 from trackstar.index import DataFile
 from trackstar.models import LoadedModel
@@ -186,11 +186,8 @@ def estimate_score(
         rates = calibrate.scan_rates(files, vectors, spec, scan, settings, basis.clock, rates)
         threads.use(source.threads)
         if scan.changed:
-            rates = rates.with_measured(
-                gram_flops=calibrate.gram_rate(spec.num_blocks, spec.block_dimension, basis.clock),
-                eigen_flops=calibrate.eigen_rate(spec.block_dimension, basis.clock),
-                tensor_bytes=calibrate.tensor_rate(basis.clock),
-            )
+            rates = _preconditioner_rates(rates, spec, basis)
+            rates = rates.with_measured(tensor_bytes=calibrate.tensor_rate(basis.clock))
     encoded = CorpusShape(
         len(query_groups(queries)),
         0.0,
@@ -318,6 +315,14 @@ def _load(spec: Spec, source: EncoderSource, basis: Basis) -> _Model:
     if encoder is not None:
         rates = rates.with_measured(load_seconds=load_seconds)
     return _Model(loaded, shape, spec, encoder, rates)
+
+
+def _preconditioner_rates(rates: Rates, spec: Spec, basis: Basis) -> Rates:
+    """Adds what sums and roots of R take."""
+    return rates.with_measured(
+        gram_flops=calibrate.gram_rate(spec.num_blocks, spec.block_dimension, basis.clock),
+        eigen_flops=calibrate.eigen_rate(spec.block_dimension, basis.clock),
+    )
 
 
 def _corpus_facts(

@@ -4,9 +4,9 @@ import dataclasses
 import json
 from typing import Any
 
+from trackstar.amounts import human_bytes, human_time
 from trackstar.cost.model import Estimate, Money, Part
 from trackstar.cost.prices import HERE, Machine, Prices
-from trackstar.estimate import human_bytes, human_time
 
 _LABEL = 16
 

@@ -15,8 +15,8 @@ SCORE_BYTES = 8 + 4 + 8
 """Of an entry of a top-k array: float64 score, int32 file, int64 row; its id comes on top."""
 ID_BYTES = 24
 """Of an example id, with its offset in the array, typically."""
-SECOND_LOOKS = 1.3
-"""Pairs that are scored in float64 for each place of the ranking; about 1.3 as measured (docs/benchmarks.md)."""
+SECOND_LOOKS = 2.6
+"""Pairs that are scored in float64 for each place of the ranking; 2.5 to 2.7 as measured (docs/benchmarks.md)."""
 EIGEN_FLOPS = 9.0
 """Times n³: a symmetric eigendecomposition with its vectors (reduction 4/3, the tridiagonal part and back-transformation)."""
 OPEN_FILES = 64

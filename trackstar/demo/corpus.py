@@ -222,12 +222,22 @@ def read_texts(folder: Path) -> list[str]:
     Raises:
         TrackStarError: There is no corpus in the folder.
     """
-    texts: list[str] = []
+    return list(read_by_id(folder).values())
+
+
+def read_by_id(folder: Path) -> dict[str, str]:
+    """Id → text of all documents, shard by shard.
+
+    Raises:
+        TrackStarError: There is no corpus in the folder.
+    """
+    texts: dict[str, str] = {}
     for path in sorted((Path(folder) / "corpus").glob("shard-*")):
         if path.suffix == ".parquet":
-            texts.extend(pq.read_table(path, columns=["text"])["text"].to_pylist())
+            rows = pq.read_table(path, columns=["id", "text"]).to_pylist()
         else:
-            texts.extend(json.loads(line)["text"] for line in gzip.decompress(path.read_bytes()).splitlines())
+            rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+        texts.update((row["id"], row["text"]) for row in rows)
     if not texts:
         raise TrackStarError(f"{folder}: no demo corpus here; write it first (write_corpus)")
     return texts

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from trackstar import storage
 from trackstar.errors import TrackStarError
 from trackstar.evaluation.facts import document_of
+from trackstar.item_footer import read_footer
 
 _STREAM_BYTES = 1 << 22
 
@@ -76,8 +77,6 @@ def _find(source: str, wanted: Collection[str], batches: Iterable[pa.Array]) -> 
 
 def _column(uri: str) -> Iterator[pa.Array]:
     """The ids of one file of an index, a row group at a time."""
-    from trackstar.item_file import read_footer
-
     with storage.open_input(uri) as source:
         footer = read_footer(uri, source)
         file = pq.ParquetFile(source, metadata=footer)

@@ -18,10 +18,11 @@ from torch.utils.checkpoint import checkpoint
 from trackstar import optimizer_state, storage, threads
 from trackstar.batching import Batch, Example, collate, plan_batches
 from trackstar.corpus import Record
+from trackstar.devices import choose_device
 from trackstar.errors import TrackStarError
 from trackstar.evaluation.training_step import StepRules, read_rules
 from trackstar.head import PlainHead
-from trackstar.models import LoadedModel, choose_device, load_model
+from trackstar.models import LoadedModel, load_model
 from trackstar.tokenization import Tokenization
 
 _LOGIT_BYTES = 256 << 20

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from trackstar.amounts import human_bytes
 from trackstar.batching import Batch, Example, collate, plan_batches
 from trackstar.device_memory import BatchLimit
 from trackstar.errors import TrackStarError
-from trackstar.estimate import human_bytes
 from trackstar.gradients import GradientEngine
 from trackstar.models import LoadedModel, WeightInfo
 from trackstar.tuning.metric import Metric

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import psutil
 
+from trackstar.amounts import human_bytes
 from trackstar.errors import TrackStarError
-from trackstar.estimate import human_bytes
 from trackstar.models import WeightInfo, block_layout
 from trackstar.spec import Spec
 from trackstar.tuning import measuring
