@@ -9,7 +9,8 @@ What is exact depends on the metric that gradients are compared in, so say which
 Agreement says how much of that metric's scores an encoding keeps, not which metric finds the better proponents.
 
 Runs in this process. Second moments (without --optimizer_state), whitened projections and R are fitted on documents of the sample
-that are not scored. Writes tune.json, tune.md and tune.png into --output.
+that are not scored. Writes tune.json, tune.md and tune.png into --output. What is found on the way is kept in its folder work:
+started again, with other sizes or another budget, the command measures only what is new.
 """
 
 import argparse
@@ -171,7 +172,8 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
         "others to fit on" + (f"; {sample.unusable:,} that were drawn cannot be used" if sample.unusable else "")
     )
     with scratch.folder() as folder:
-        tuned = tune(loaded, template, moments, sample, asked, settings, folder, _stage, say)
+        kept = storage.join(args.output, "work")
+        tuned = tune(loaded, template, moments, sample, asked, settings, folder, kept, _stage, say)
     _report(
         args, tuned, settings, {"num_queries": len(asked), "fitted_on": len(sample.fitted), "moments": template.moments}
     )
@@ -195,7 +197,7 @@ def _report(args: argparse.Namespace, tuned: Tuned, settings: Settings, about: M
     best = tuned.recommended
     say(
         f"recommended for {settings.budget:,} bytes: {best.candidate.family.name}, {best.candidate.num_bytes:,} bytes, Spearman "
-        f"{best.quality:.3f} with the exact scores; everything is in {args.output}"
+        f"{best.quality:.3f} with the exact scores ({settings.describe_exact}); everything is in {args.output}"
     )
     print(command)
 
@@ -236,6 +238,8 @@ def _fit_words(args: argparse.Namespace, recommended: candidates.Candidate) -> l
         words += ["--model_dtype", args.model_dtype]
     if args.max_length is not None:
         words += ["--max_length", str(args.max_length)]
+    if args.allow_low_coverage:
+        words.append("--allow_low_coverage")
     decided = candidates.fit_words(recommended)
     for name in _KEPT_FIELDS:
         if name == "whitening_damping" or getattr(args, name) == SPEC_DEFAULTS[name]:

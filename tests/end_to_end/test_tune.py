@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 
 from pipelines import cli, flag_types
+from pipelines import tune as tune_command
 from tests.end_to_end.world import World, sentences
 from tests.trackstar.evaluation.trained import CAPITALS, PROMPT, train_on_facts
 from trackstar.index import Index
+from trackstar.tuning import run
 from trackstar.tuning.candidates import stored_bytes
+from trackstar.tuning.materials import Materials
 
 BUDGET = 96
 
@@ -68,7 +71,9 @@ def test_the_recommended_fit_makes_an_index_within_the_budget(
     quality = {row["name"]: row["agreement"]["spearman"]["mean"] for row in found["rows"] if row["bytes"] > 48}
     assert best["agreement"]["spearman"]["mean"] >= max(quality.values()) - 0.005
     assert all(row["examples_per_second"] > 0 for row in found["rows"])
-    assert f"{best['bytes']:,}" in shown
+    [marked] = [line for line in shown.splitlines() if "│ > │" in line]
+    assert f" {best['bytes']:,} │" in marked
+    assert best["name"].split(",")[0] in marked  # in 80 columns, too
     # Whitened gradients are another metric, which whitened encodings tell of.
     projections = {
         kind: max(r["agreement"]["spearman"]["mean"] for r in found["rows"] if r["projection"] == kind)
@@ -116,6 +121,40 @@ def test_the_same_again_gives_the_same_figures(trained: Path, tmp_path: Path) ->
     assert kept[0] == kept[1]
 
 
+def test_started_again_it_measures_only_what_is_new(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ["--optimizer_state", str(trained / "model"), "--sizes"]
+    output = tmp_path / "out"
+    assert cli.main(words(trained, output, *more, "48")) == 0
+    first = (output / "tune.json").read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(Materials, "__init__", _not_again)  # nothing can be encoded
+        assert cli.main(words(trained, output, *more, "48")) == 0
+        assert (output / "tune.json").read_text() == first
+        patch.setattr(run, "exact_scores", _not_again)
+        with pytest.raises(AssertionError, match="not again"):
+            _tuned_here(words(trained, output, *more, "48", "--sample_seed", "1"))
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "exact_scores", _not_again)
+        assert cli.main(words(trained, output, *more, "24", "48")) == 0
+    known = {(row["name"], row["bytes"]): row for row in json.loads(first)["rows"]}
+    rows = {(row["name"], row["bytes"]): row for row in figures(output)["rows"]}
+    assert known.items() <= rows.items()
+    assert min(row["bytes"] for row in rows.values()) <= 24
+    assert (output / "tune.md").exists()
+
+
+def _not_again(*_: object, **__: object) -> None:
+    raise AssertionError("not again")
+
+
+def _tuned_here(given: list[str]) -> None:
+    """The command without its catching of errors."""
+    parser = cli.parser("tune")
+    tune_command.run(parser.parse_args(given[1:]), [])
+
+
 def test_a_dry_run_writes_nothing(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words(trained, tmp_path / "out", "--dry_run")) == 0
     shown = capsys.readouterr()
@@ -128,7 +167,6 @@ def test_a_dry_run_writes_nothing(trained: Path, tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--budget", "1"], "no encoding is so small"),
         (["--budget", "2 pounds"], "not a number of bytes"),
         (["--budget", "0"], "not a number of bytes"),
         (["--sample_size", "140"], "140 usable ones were found"),

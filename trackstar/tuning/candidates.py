@@ -60,6 +60,13 @@ class Family:
         return ", ".join(parts)
 
     @property
+    def has_papers_layout(self) -> bool:
+        """Whether it is `paper`'s, with R or without."""
+        return dataclasses.replace(self, preconditioner="none") == dataclasses.replace(
+            paper(self.moments, "none"), whitening_damping=self.whitening_damping
+        )
+
+    @property
     def features(self) -> tuple[str, str, str, float, Exponents]:
         """What its projected gradients depend on, beside their size and seed."""
         whitening = (self.whitening_damping, self.exponents) if self.projection == "whitened" else (0.0, WHITE)
@@ -87,7 +94,8 @@ class Candidate:
 def families(moments: str, whitening_damping: float = 0.1) -> tuple[Family, ...]:
     """What `trackstar tune` compares, for the second moments that there are.
 
-    Both projections, in every stored form, with either norm; then one at a time R, cheaper moments, and the paper's layout.
+    Both projections, in every stored form, with either norm; then one at a time cheaper moments, pooled blocks, R, and the
+    paper's recipe with it.
 
     Args:
         moments: "none", "factored" or "exact".
@@ -102,6 +110,11 @@ def families(moments: str, whitening_damping: float = 0.1) -> tuple[Family, ...]
     ]
     for cheaper in {"exact": ("factored", "none"), "factored": ("none",)}.get(moments, ()):
         found += [Family(projection, storage="sign", moments=cheaper) for projection in projections]
+    found += [
+        Family(projection, "blocks", "vector", "none", storage, moments)
+        for projection in projections
+        for storage in ("bfloat16", "sign")
+    ]
     found += [
         Family(projection, preconditioner="train", storage=storage, moments=moments)
         for projection, storage in (("gaussian", "bfloat16"), ("gaussian", "sign"), ("whitened", "sign"))

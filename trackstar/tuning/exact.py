@@ -129,7 +129,7 @@ def exact_scores(
         on_progress: Told how far it is.
 
     Raises:
-        TrackStarError: a query's gradient is zero or not finite, or too large for `memory_bytes`.
+        TrackStarError: a query's gradient is zero or not finite, or too large for `memory_bytes` or the device.
     """
     passes = plan_passes(loaded.weights, len(queries), len(metrics), memory_bytes)
     total = sum(each.last - each.first + len(documents) for each in passes)
@@ -137,8 +137,12 @@ def exact_scores(
     sums = {name: _Sums.empty(len(queries), len(documents)) for name in metrics}
     for each in passes:
         asked = _Queries(each, metrics, loaded.device)
-        runner.run(each.weights, queries[each.first : each.last], asked)
-        runner.run(each.weights, documents, _Documents(each, asked, sums))
+        if too_large := runner.run(each.weights, queries[each.first : each.last], asked):
+            number, why = next(iter(too_large.items()))
+            raise TrackStarError(f"query {queries[each.first + number].example_id!r}: {why}; leave the query out")
+        for number in runner.run(each.weights, documents, _Documents(each, asked, sums)):
+            for of_metric in sums.values():
+                of_metric.squares[number] = torch.nan  # of one pass alone it would be a part of the gradient
         del asked  # before the next pass's take as much memory again
     found = {name: of_metric.scores() for name, of_metric in sums.items()}
     for name, scores in found.items():
@@ -198,7 +202,8 @@ class _Runner:
         self._on_done = on_done
         self._done = 0
 
-    def run(self, weights: Sequence[WeightInfo], examples: Sequence[Example], taker: _Taker) -> None:
+    def run(self, weights: Sequence[WeightInfo], examples: Sequence[Example], taker: _Taker) -> dict[int, str]:
+        """Why, for each example that the device's memory cannot take even alone."""
         lengths = [len(example.input_ids) for example in examples]
         with GradientEngine(self._loaded, _Tiles(weights, taker)) as engine:
 
@@ -211,6 +216,7 @@ class _Runner:
 
             too_large = self._limit.each(plan_batches(lengths, self._batch_tokens), lengths, run)
         self._done += len(too_large)
+        return too_large
 
 
 class _Queries(_Taker):

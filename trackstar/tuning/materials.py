@@ -6,7 +6,7 @@ the widest encodings of a kind hold all narrower ones, and R of the widest holds
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +25,8 @@ from trackstar.tuning.candidates import WHITE, Exponents
 from trackstar.tuning.metric import Metric, Roots, corrected, whitened
 from trackstar.whitening import DampedPower, Projections, factored_scale, folded
 
+_SIDES: tuple[Side, Side] = ("left", "right")
+
 
 class Materials:
     """Second moments, covariances and R of one model and one sample; whatever is asked for is made once.
@@ -36,6 +38,7 @@ class Materials:
         sample: What covariances and R are fitted on.
         folder: For the sums behind the covariances; they may be larger than the memory.
         pass_bytes: Sums of covariances in memory at a time.
+        tell: Told what is made; it takes as long as a run of the sample through the model, or several.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Materials:
         sample: SampleTask,
         folder: Path,
         pass_bytes: int = 2 << 30,
+        tell: Callable[[str], None] = lambda line: None,
     ):
         self.loaded = loaded
         self.template = template
@@ -53,6 +57,7 @@ class Materials:
         self.sample = sample
         self.folder = folder
         self._pass_bytes = pass_bytes
+        self._tell = tell
         self._covariances: dict[frozenset[str], Covariances] = {}
         self._projections: dict[tuple[str, Exponents, int, float], tuple[int, int, Projections]] = {}
 
@@ -93,7 +98,10 @@ class Materials:
             folder = self.folder / f"covariances-{kind}"
             folder.mkdir(parents=True, exist_ok=True)
             files: dict[str, str] = {}
-            for number, group in enumerate(plan_passes(parts, self._pass_bytes)):
+            passes = plan_passes(parts, self._pass_bytes)
+            for number, group in enumerate(passes):
+                of = "corrected gradients" if exact else "tokens"
+                self._tell(f"covariances of {of} for whitening: run {number + 1} of {len(passes)} of the sample")
                 uri = str(folder / f"{number:05d}.safetensors")
                 sum_covariances(encoder, lambda: sampled_examples(encoder, self.sample), group).save(uri)
                 files |= {part.key: uri for part in group}
@@ -110,19 +118,24 @@ class Materials:
     def roots(self, moments: str) -> Roots:
         """What whitened projections multiply a gradient with before the Gaussian ones do."""
         covariances, of_kind = self.covariances(moments), self.moments[moments]
+        last: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # a large weight is asked for pass after pass
 
         def roots(weight: WeightInfo) -> tuple[torch.Tensor, torch.Tensor]:
-            sides = [
-                full_root(covariances.part(weight.name, side), covariances, weight.name, of_kind, self.template)
-                for side in ("left", "right")
-            ]
-            return sides[0].T, sides[1]
+            if weight.name not in last:
+                left, right = (
+                    full_root(covariances.part(weight.name, side), covariances, weight.name, of_kind, self.template)
+                    for side in _SIDES
+                )
+                last.clear()
+                last[weight.name] = left.T, right
+            return last[weight.name]
 
         return roots
 
     def gram(self, spec: Spec, exponents: Exponents = WHITE) -> "Gram":
         """Σ vec(E_b) vec(E_b)ᵀ / count over the sample, for encodings of this shape."""
         encoder = self.encoder(dataclasses.replace(spec, preconditioner="none"), exponents=exponents)
+        self._tell(f"R of {spec.num_blocks:,} blocks of {spec.block_dimension:,} numbers: a run of the sample")
         total = sum_gram(encoder, self.sample)
         return Gram(total.mean(), total.count, spec.block_rows, spec.block_columns)
 
@@ -204,6 +217,8 @@ def narrower(wide: torch.Tensor, columns: int) -> torch.Tensor:
 
 def cut(gradients: torch.Tensor, wide: Spec, spec: Spec) -> torch.Tensor:
     """Projected gradients of a narrower spec, [N, blocks, d_b], out of a wider one's."""
+    if (wide.block_rows, wide.block_columns) == (spec.block_rows, spec.block_columns):
+        return gradients
     shape = len(gradients), wide.num_blocks, wide.block_rows, wide.block_columns
     kept = gradients.view(shape)[:, :, : spec.block_rows, : spec.block_columns]
     scale = math.sqrt(wide.block_dimension / spec.block_dimension)

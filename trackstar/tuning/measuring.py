@@ -103,15 +103,22 @@ def scores(
     gram: Gram | None = None
     if together.widest_preconditioned is not None:
         gram = materials.gram(together.widest_preconditioned, exponents)
+    task_sums = _task_sums(encoder, task, [c for c in together.candidates if c.family.preconditioner == "mixed"], wide)
     asked = _projected(encoder, queries)
-    scorers = [
-        _Scorer.of(candidate, wide, asked, gram, _task_gram(encoder, task, candidate, wide))
-        for candidate in together.candidates
-    ]
-    del asked
+    scorers = []
+    trained: dict[tuple[int, int], Preconditioner] = {}  # of the latest shape: to decompose R takes long
+    for candidate in together.candidates:
+        train: Preconditioner | None = None
+        if candidate.family.preconditioner != "none":
+            assert gram is not None
+            shape = candidate.spec.block_rows, candidate.spec.block_columns
+            trained = trained if shape in trained else {shape: gram.preconditioner(candidate.spec)}
+            train = trained[shape]
+        scorers.append(_Scorer.of(candidate, wide, asked, train, task_sums.get(candidate)))
+    del asked, gram, trained, task_sums
     found = {candidate: np.empty((len(queries), len(documents)), np.float32) for candidate in together.candidates}
     done = 0
-    for places in windows_by_length(documents, max(8, _WINDOW_BYTES // (4 * wide.dimension))):
+    for places in windows_by_length(documents, _window(wide)):
         projected = _projected(encoder, [documents[place] for place in places])
         for candidate, scorer in zip(together.candidates, scorers, strict=True):
             found[candidate][:, places] = scorer.scores(projected).numpy()
@@ -159,29 +166,38 @@ class _Scorer:
 
     @classmethod
     def of(
-        cls, candidate: Candidate, wide: Spec, queries: torch.Tensor, gram: Gram | None, task: GramSum | None
+        cls,
+        candidate: Candidate,
+        wide: Spec,
+        queries: torch.Tensor,
+        train: Preconditioner | None,
+        task: GramSum | None,
     ) -> "_Scorer":
+        """Encodes the queries, projected gradients [Q, blocks, widest d_b], as `trackstar score` does.
+
+        Args:
+            candidate: The candidate.
+            wide: The spec of the projected gradients.
+            queries: Them.
+            train: R_train of the candidate's shape, if it has R.
+            task: Sums of R_eval, if it is scored under mixed R.
+        """
         spec = candidate.spec
-        train: Preconditioner | None = None
-        chosen: Preconditioner | None = None
         change: Change | None = None
-        if candidate.family.preconditioner != "none":
-            assert gram is not None
-            train = chosen = gram.preconditioner(spec)
+        chosen = train
         if candidate.family.preconditioner == "mixed":
             assert train is not None and task is not None
             evaluation = Preconditioner.of(task.mean(), spec.damping, task.count)
             chosen = mix(train, evaluation, mixing_weight(train, evaluation))
             change = Change(change_of_preconditioner(train, chosen), spec.normalisation)
         of_queries = None if chosen is None else chosen.inverse_root.to(queries.device)
-        vectors, _ = precondition_and_normalise(cut(queries, wide, spec), of_queries, spec.normalisation)
-        return cls(
-            candidate,
-            wide,
-            vectors.cpu(),
-            None if train is None else train.inverse_root.to(queries.device),
-            change,
-        )
+        vectors = torch.empty(len(queries), spec.dimension)
+        size = _window(wide)
+        for start in range(0, len(queries), size):  # copies of all of them at once may be too large
+            some = cut(queries[start : start + size], wide, spec)
+            vectors[start : start + size] = precondition_and_normalise(some, of_queries, spec.normalisation)[0].cpu()
+        root = None if train is None else train.inverse_root.to(queries.device)
+        return cls(candidate, wide, vectors, root, change)
 
     def scores(self, projected: torch.Tensor) -> torch.Tensor:
         """Of documents with these projected gradients [n, blocks, widest d_b]: float32 [Q, n]."""
@@ -204,15 +220,23 @@ def _projected(encoder: Encoder, examples: Sequence[Example]) -> torch.Tensor:
     return projected.gradients
 
 
-def _task_gram(encoder: Encoder, task: Sequence[Example], candidate: Candidate, wide: Spec) -> GramSum | None:
-    """R_eval's sums for one candidate, where it is scored under mixed R."""
-    if candidate.family.preconditioner != "mixed":
-        return None
-    total = GramSum(candidate.spec.num_blocks, candidate.spec.block_dimension)
-    size = max(8, _WINDOW_BYTES // (4 * wide.dimension))
-    for start in range(0, len(task), size):
-        total.add(cut(_projected(encoder, task[start : start + size]), wide, candidate.spec))
-    return total
+def _task_sums(
+    encoder: Encoder, task: Sequence[Example], candidates: Sequence[Candidate], wide: Spec
+) -> dict[Candidate, GramSum]:
+    """R_eval's sums for candidates that are scored under mixed R."""
+    if not candidates:
+        return {}
+    sums = {c: GramSum(c.spec.num_blocks, c.spec.block_dimension) for c in candidates}
+    for start in range(0, len(task), _window(wide)):
+        projected = _projected(encoder, task[start : start + _window(wide)])
+        for candidate, total in sums.items():
+            total.add(cut(projected, wide, candidate.spec))
+    return sums
+
+
+def _window(wide: Spec) -> int:
+    """Examples whose projected gradients are held at a time."""
+    return max(8, _WINDOW_BYTES // (4 * wide.dimension))
 
 
 def _widest(candidates: Sequence[Candidate]) -> Spec:

@@ -9,7 +9,7 @@ import psutil
 from trackstar.amounts import human_bytes
 from trackstar.errors import TrackStarError
 from trackstar.models import WeightInfo, block_layout
-from trackstar.spec import Spec
+from trackstar.spec import LAYOUTS, Spec
 from trackstar.tuning import measuring
 from trackstar.tuning.candidates import Candidate, at_most, families
 from trackstar.tuning.exact import Pass, plan_passes
@@ -97,9 +97,9 @@ def make_plan(
                 candidates.setdefault(candidate.spec, candidate)
     chosen = tuple(candidates.values())
     if not any(candidate.num_bytes <= settings.budget for candidate in chosen):
-        blocks = len(block_layout(weights, "weights", template.layer_groups).names)
+        blocks = min(len(block_layout(weights, layout, template.layer_groups).names) for layout in LAYOUTS)
         raise TrackStarError(
-            f"--budget {settings.budget:,} bytes: no encoding is so small. One bit for each of the {blocks:,} weights takes "
+            f"--budget {settings.budget:,} bytes: no encoding is so small. One bit for each of {blocks:,} blocks takes "
             f"{math.ceil(blocks / 8):,} bytes, and one that is worth its name some hundred times that"
         )
     _check_memory(chosen, num_queries)

@@ -49,10 +49,10 @@ def curves(panels: Sequence[Panel], uri: str) -> None:
     Raises:
         TrackStarError: the file ends in neither .png nor .svg, or matplotlib is not installed.
     """
+    ending = plot_format(uri)  # before matplotlib, whose absence it explains
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # Without pyplot: no window, no state.
 
-    ending = plot_format(uri)
     # A fixed salt and no date: equal figures give equal bytes.
     with rc_context({"svg.hashsalt": "trackstar", "font.size": 9}):
         width, height = _PANEL_INCHES

@@ -23,23 +23,21 @@ def show(tuned: Tuned, settings: Settings, console: Console | None = None) -> No
     table = Table(
         title=f"Agreement with the exact scores ({settings.describe_exact})",
         caption=f"The best {_SHOWN_A_SIZE} at each size, the paper's layout, and > the one recommended for {settings.budget:,} "
-        "bytes. Means over the queries with 95 % intervals; examples a second in this process.",
+        "bytes. Means over the queries; examples a second in this process. With intervals: tune.md.",
     )
     table.add_column("bytes", justify="right", no_wrap=True)
     table.add_column("")
-    table.add_column("encoding")
-    table.add_column("numbers", justify="right", no_wrap=True)
+    table.add_column("encoding", min_width=24)
     table.add_column("Spearman", justify="right", no_wrap=True)
     table.add_column(f"top {settings.top_k}", justify="right", no_wrap=True)
-    table.add_column("examples/s", justify="right", no_wrap=True)
+    table.add_column("ex./s", justify="right", no_wrap=True)
     for row in chosen(tuned, settings):
         table.add_row(
             f"{row.candidate.num_bytes:,}",
             ">" if row is tuned.recommended else "",
             row.candidate.family.name,
-            _numbers(row.candidate),
-            shown(row.agreement[SPEARMAN]),
-            shown(row.agreement[OVERLAP]),
+            _mean(row.agreement[SPEARMAN]),
+            _mean(row.agreement[OVERLAP]),
             f"{row.examples_per_second:,.1f}",
             style="bold" if row is tuned.recommended else None,
         )
@@ -61,7 +59,7 @@ def chosen(tuned: Tuned, settings: Settings) -> list[Row]:
     kept: list[Row] = []
     for rows in by_size(tuned.rows, settings.sizes).values():
         best = sorted(rows, key=lambda row: -row.quality)[:_SHOWN_A_SIZE]
-        best += [row for row in rows if row.candidate.family.layout == "blocks" and row not in best]
+        best += [row for row in rows if row.candidate.family.has_papers_layout and row not in best]
         kept += best
     if tuned.recommended not in kept:
         kept.append(tuned.recommended)
@@ -154,7 +152,7 @@ def _best_families(tuned: Tuned, settings: Settings) -> dict[str, list[Row]]:
 
     ordered = sorted(families, key=lambda name: (-quality(families[name]), name))
     kept = ordered[:_LINES] + [
-        name for name in ordered[_LINES:] if families[name][0].candidate.family.layout == "blocks"
+        name for name in ordered[_LINES:] if families[name][0].candidate.family.has_papers_layout
     ]
     return {name: families[name] for name in kept}
 
@@ -178,6 +176,10 @@ def _fields(row: Row) -> dict[str, Any]:
 def _numbers(candidate: Candidate) -> str:
     spec = candidate.spec
     return f"{spec.num_blocks}×{spec.block_rows}×{spec.block_columns}"
+
+
+def _mean(estimate: Estimate) -> str:
+    return "–" if estimate.mean is None else f"{estimate.mean:.3f}"
 
 
 def shown(estimate: Estimate) -> str:

@@ -66,7 +66,7 @@ def draw(
                 unusable += 1
     random.Random(seed).shuffle(examples)
     total = len(examples)
-    scored = sample_size or min(SAMPLE_SIZE, total // 2)
+    scored = sample_size or max(1, min(SAMPLE_SIZE, total // 2, total - (fit_size or 0)))
     fitted = fit_size or min(FIT_SIZE, total - scored)
     if scored < 1 or fitted < 1 or scored + fitted > total:
         raise TrackStarError(

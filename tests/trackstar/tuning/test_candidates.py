@@ -64,7 +64,15 @@ def test_families_differ_and_have_names_of_their_own(moments: str) -> None:
     assert len({family.name for family in found}) == len(set(found)) == len(found)
     assert {family.storage for family in found} == {"bfloat16", "int8", "sign"}
     assert {family.projection for family in found} == {"gaussian", "whitened"}
-    assert sum(family.layout == "blocks" for family in found) == 1
+    pooled = [family for family in found if family.layout == "blocks"]
+    assert {(family.projection, family.storage) for family in pooled} == {
+        (projection, storage) for projection in ("gaussian", "whitened") for storage in ("bfloat16", "sign")
+    }
+    papers = [family for family in found if family.has_papers_layout]
+    assert {family.preconditioner for family in papers} == {"none", "train"}
+    assert {(f.projection, f.layout, f.normalisation, f.storage) for f in papers} == {
+        ("gaussian", "blocks", "vector", "bfloat16")
+    }
     kinds = {"exact": {"exact", "factored", "none"}, "factored": {"factored", "none"}, "none": {"none"}}
     assert {family.moments for family in found} == kinds[moments]
     assert all(family.whitening_damping == 0.3 for family in found)

@@ -6,14 +6,17 @@ import torch
 
 from tests.tiny_models import tiny_model
 from tests.trackstar.test_gradients import examples, random_moments
-from trackstar.batching import Example
+from trackstar.batching import Batch, Example
 from trackstar.errors import TrackStarError
+from trackstar.gradients import GradientEngine
 from trackstar.models import LoadedModel, prepare_model
 from trackstar.second_moments import Exact, Factored, SecondMoments
 from trackstar.tuning.exact import exact_scores, plan_passes
 from trackstar.tuning.metric import corrected
 
-DOCUMENTS, QUERIES = examples(9, seed=4), examples(4, seed=2)
+# Of two tokens, only the first one's loss counts, which attends to itself alone: the gradients of its query and key are zero but
+# for rounding, and a part of unit norm that is made of it is anybody's.
+DOCUMENTS, QUERIES = ([e for e in examples(n, seed) if len(e.input_ids) > 2] for n, seed in ((9, 4), (4, 2)))
 
 
 def plain_gradient(name: str, example: Example, moments: SecondMoments | None) -> dict[str, torch.Tensor]:
@@ -44,8 +47,7 @@ def expected_cosines(name: str, moments: SecondMoments | None, normalisation: st
         for example in sample:
             parts = [part.flatten() for part in plain_gradient(name, example, moments).values()]
             if normalisation == "block":
-                # A document of two tokens has no gradient in queries and keys: its parts stay zero.
-                parts = [part / part.norm() if part.norm() > 0 else part for part in parts]
+                parts = [part / part.norm() for part in parts]
             vectors.append(torch.cat(parts))
         found = torch.stack(vectors)
         return found / found.norm(dim=1, keepdim=True)
@@ -135,3 +137,34 @@ def test_documents_without_a_gradient_have_no_score_and_queries_without_one_are_
         assert np.isfinite(cosines[:, [0, 2]]).all()
     with pytest.raises(TrackStarError, match=r"query 'empty'.*leave the query out"):
         exact_scores(loaded, [QUERIES[0], empty], DOCUMENTS, {"it": corrected(None)})
+
+
+def test_what_the_device_cannot_take_has_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A document that fits in one pass alone counts as one without a gradient; a query is an error."""
+    loaded = prepare_model(tiny_model("llama"))
+    length = max(len(example.input_ids) for example in DOCUMENTS)
+    longest = [place for place, example in enumerate(DOCUMENTS) if len(example.input_ids) == length]
+    run, failures = GradientEngine.run, 1
+
+    def of_little_memory(engine: GradientEngine, batch: Batch) -> torch.Tensor:
+        nonlocal failures
+        if batch.input_ids.shape[1] >= length and (batch.size > 1 or failures):
+            failures -= batch.size == 1
+            raise torch.OutOfMemoryError("out of memory")
+        return run(engine, batch)
+
+    monkeypatch.setattr(GradientEngine, "run", of_little_memory)
+    memory = sum(4 * w.outputs * w.inputs for w in loaded.weights) * len(QUERIES) // 2
+    assert len(plan_passes(loaded.weights, len(QUERIES), 1, memory)) > 1
+    shorter = [query for query in QUERIES if len(query.input_ids) < length]
+    found = exact_scores(loaded, shorter, DOCUMENTS, {"it": corrected(None)}, memory_bytes=memory)["it"]
+    for normalisation in ("vector", "block"):
+        cosines = found.cosines(normalisation)
+        assert np.isnan(cosines[:, longest]).all()
+        others = [place for place in range(len(DOCUMENTS)) if place not in longest]
+        assert np.isfinite(cosines[:, others]).all()
+    assert failures == 0
+    failures = 99
+    too_long = Example("too long", DOCUMENTS[longest[0]].input_ids, 1)
+    with pytest.raises(TrackStarError, match=r"query 'too long': .* do not fit .*leave the query out"):
+        exact_scores(loaded, [*shorter, too_long], DOCUMENTS, {"it": corrected(None)}, memory_bytes=memory)

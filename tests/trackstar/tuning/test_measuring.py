@@ -30,7 +30,8 @@ MOMENTS = {
     "factored": random_moments(LOADED.weights, "factored"),
     "exact": random_moments(LOADED.weights, "exact"),
 }
-DOCUMENTS, QUERIES = examples(25, seed=4), examples(6, seed=2)
+# Not of two tokens: see test_exact.
+DOCUMENTS, QUERIES = ([e for e in examples(n, seed) if len(e.input_ids) > 2] for n, seed in ((25, 4), (6, 2)))
 FITTED = [dataclasses.replace(example, first_target=1) for example in examples(40, seed=5)]
 TEMPLATE: Spec = dataclasses.replace(
     make_encoder(LOADED, layout="weights").spec, projection="whitened", whitening_damping=0.1

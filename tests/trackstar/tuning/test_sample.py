@@ -11,7 +11,7 @@ from trackstar.corpus import WorkItem, expand, plan, read
 from trackstar.errors import TrackStarError
 from trackstar.evaluation.intervals import Estimate
 from trackstar.fitting import sampled_examples
-from trackstar.models import prepare_model
+from trackstar.models import WeightInfo, prepare_model
 from trackstar.results import Query
 from trackstar.tokenization import Tokenization
 from trackstar.tuning.candidates import Family, at_most
@@ -131,6 +131,17 @@ def test_a_plan_holds_the_budget_and_says_what_it_leaves_out() -> None:
     assert with_r
     assert max(c.spec.block_dimension for c in with_r) <= 40
     assert any("40 documents to be fitted on" in line for line in plan.left_out)
+
+
+def test_a_budget_below_the_smallest_encoding() -> None:
+    weights = [
+        WeightInfo(f"model.layers.{layer}.{kind}.{name}.weight", "", 8, 8, False, kind, layer)
+        for layer in range(8)
+        for kind, name in (("attention", "in"), ("attention", "out"), ("mlp", "up"))
+    ]
+    with pytest.raises(TrackStarError, match=r"no encoding is so small\. One bit for each of 16 blocks takes 2 bytes"):
+        make_plan(weights, ENCODER.spec, Settings(1, (1,)), 5, 40)
+    assert make_plan(weights, ENCODER.spec, Settings(2, (2,)), 5, 40).candidates
 
 
 def test_a_budget_beyond_this_machine() -> None:
