@@ -97,47 +97,52 @@ class Bench:
             {"none": None, "exact": model.moments, "factored": model.moments.factored()},
         )
 
-    def materials(self, folder: Path) -> Materials:
+    def materials(self, folder: Path, tell: Tell) -> Materials:
         """Fitted on the whole corpus."""
         folder.mkdir(parents=True, exist_ok=True)
-        return Materials(self.loaded, self.template, self.moments, as_task(self.documents, folder), folder)
+        fitted = as_task(self.documents, folder)
+        return Materials(self.loaded, self.template, self.moments, fitted, folder, tell=tell)
 
 
 class Measured:
     """Rankings and agreement of one corpus and model; what is missing is made.
 
-    Rankings are of the queries that the model answers alone. A run that breaks off goes on where it was.
+    Rankings are of the queries that the model answers alone. A run that breaks off goes on where it was: an encoding is done when
+    its files are there.
 
     Args:
         dataset: The corpus with its trained model.
         bench: The same as examples.
         size: Of the benchmark.
-        exact: Queries and documents of the exact scores; None documents for all.
+        exact: Queries and documents of the exact scores, None documents for all; or None, for rankings without agreement.
         folder: For sums, while it runs.
         tell: Told how far it is.
     """
 
     def __init__(
-        self, dataset: Dataset, bench: Bench, size: Size, exact: tuple[int, int | None], folder: Path, tell: Tell
+        self, dataset: Dataset, bench: Bench, size: Size, exact: tuple[int, int | None] | None, folder: Path, tell: Tell
     ):
         self.dataset = dataset
         self.bench = bench
         self.rankings = Rankings(dataset, tell)
         self._size = size
         self._tell = tell
-        self._materials = bench.materials(folder)
+        self._materials = bench.materials(folder, tell)
         answered = np.flatnonzero(dataset.answered).tolist()
         enough = len(answered) >= size.facts.patch_queries
         self.places: list[int] = answered if enough else list(range(len(dataset.queries)))
         """Places of the queries that are scored: those that the model answers, or all where it answers too few."""
-        self.exact_places = [self.places[number] for number in spaced(len(self.places), exact[0])]
-        self.exact_documents = spaced(len(bench.documents), exact[1])
+        self.has_exact = exact is not None
+        num_queries, num_documents = exact or (None, None)
+        self.exact_places = [self.places[number] for number in spaced(len(self.places), num_queries)]
+        self.exact_documents = spaced(len(bench.documents), num_documents)
         identity = json.dumps([self.exact_places, self.exact_documents])
         self._exact_name = "exact-" + hashlib.sha256(identity.encode()).hexdigest()[:12]
 
     def make(self, candidates: Sequence[Candidate]) -> None:
         """Makes what is missing."""
-        missing = [candidate for candidate in candidates if not self._agreement_file(candidate).exists()]
+        missing = [candidate for candidate in candidates if not self._is_done(candidate)]
+        self._tell(f"{self.dataset.name}: {len(missing)} of {len(candidates)} encodings to measure")
         queries = [self.bench.queries[place] for place in self.places]
         row_of = {place: row for row, place in enumerate(self.places)}
         exact_rows = [row_of[place] for place in self.exact_places]
@@ -148,21 +153,18 @@ class Measured:
             scores = measuring.scores(self._materials, together, queries, self.bench.documents, self.bench.queries)
             for candidate, dense in scores.items():
                 self._save_ranking(candidate, dense)
-                sampled = dense[np.ix_(exact_rows, self.exact_documents)]
-                found: dict[str, dict[str, list[float | None]]] = {}
-                for (metric, normalisation), judge in self._judges.items():
-                    agreement = judge.agreement(sampled)
-                    columns = {SPEARMAN: agreement.spearman, PEARSON: agreement.pearson, OVERLAP: agreement.overlap}
-                    found[f"{metric}, {normalisation}"] = {
-                        measure: [None if np.isnan(value) else float(value) for value in values]
-                        for measure, values in columns.items()
-                    }
-                self._agreement_file(candidate).write_text(json.dumps(found))
+                if self.has_exact:
+                    self._save_agreement(candidate, dense[np.ix_(exact_rows, self.exact_documents)])
 
     def metrics(self, files: Sequence[str]) -> dict[str, Estimate]:
         """MRR and Recall@10 of one row's rankings, averaged query by query, over the queries that were scored."""
         values = self._values(files)
         return Bootstrap().estimates({name: np.mean(of_seeds, axis=0) for name, of_seeds in values.items()})
+
+    def difference(self, files: Sequence[str], others: Sequence[str]) -> dict[str, Estimate]:
+        """Their MRR and Recall@10 less another row's, query by query."""
+        values, less = self._values(files), self._values(others)
+        return Bootstrap().estimates({n: np.mean(values[n], axis=0) - np.mean(less[n], axis=0) for n in values})
 
     def by_seed(self, files: Sequence[str]) -> dict[str, list[float]]:
         """The means of each seed: how much the projection's chance does."""
@@ -182,7 +184,7 @@ class Measured:
 
     def exact_metrics(self) -> dict[str, dict[str, Estimate]]:
         """MRR and Recall@10 of the exact scores themselves, over their queries; only where all documents were scored."""
-        if len(self.exact_documents) < len(self.bench.documents):
+        if not self.has_exact or len(self.exact_documents) < len(self.bench.documents):
             return {}
         gold = self.rankings.is_gold()[self.exact_places]
         found = {}
@@ -239,6 +241,25 @@ class Measured:
         places, values = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
         places[self.places], values[self.places] = ranked.places, ranked.scores
         Ranked(places, values).save(self.rankings.path(file_name(candidate)))
+
+    def _save_agreement(self, candidate: Candidate, sampled: np.ndarray) -> None:
+        """Of the sample's scores, [queries, documents], with all exact ones."""
+        found: dict[str, dict[str, list[float | None]]] = {}
+        for (metric, normalisation), judge in self._judges.items():
+            agreement = judge.agreement(sampled)
+            columns = {SPEARMAN: agreement.spearman, PEARSON: agreement.pearson, OVERLAP: agreement.overlap}
+            found[f"{metric}, {normalisation}"] = {
+                measure: [None if np.isnan(value) else float(value) for value in values]
+                for measure, values in columns.items()
+            }
+        path = self._agreement_file(candidate)
+        partial = path.with_suffix(".tmp")
+        partial.write_text(json.dumps(found))
+        partial.replace(path)
+
+    def _is_done(self, candidate: Candidate) -> bool:
+        path = self._agreement_file(candidate) if self.has_exact else self.rankings.path(file_name(candidate))
+        return path.exists()
 
     def _agreement_file(self, candidate: Candidate) -> Path:
         """Written after the ranking: where it is, both are."""

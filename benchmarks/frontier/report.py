@@ -9,14 +9,26 @@ from benchmarks.common import machine, markdown_table, write_results
 from benchmarks.fact_tracing.report import show
 from benchmarks.fact_tracing.truth import Patches
 from benchmarks.frontier.measured import RECALL_10, Measured, own_reference
-from benchmarks.frontier.rows import PAPER, Row
+from benchmarks.frontier.rows import PAPER, Row, papers
 from benchmarks.frontier.settings import Size
+from benchmarks.frontier.truth import Foretold
 from trackstar.evaluation.intervals import Estimate
 from trackstar.evaluation.metrics import MRR
 from trackstar.tuning.plot import Line, Panel, curves
 from trackstar.tuning.run import OVERLAP, SPEARMAN
 
-_HEADING = ("encoding", "bytes", "blocks", "seeds", "MRR", "Recall@10", "seeds' MRR", "Spearman", "top 10")
+_HEADING = (
+    "encoding",
+    "bytes",
+    "blocks",
+    "seeds",
+    "MRR",
+    "Recall@10",
+    "seeds' MRR",
+    "MRR, less the paper's",
+    "Spearman",
+    "top 10",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +47,7 @@ class Part:
     measured: Measured
     rows: Sequence[Row]
     patches: Mapping[str, Patches] | None = None
-    lds: Mapping[str, Mapping[str, Estimate]] | None = None
+    lds: Mapping[str, Mapping[str, Foretold]] | None = None
 
     def parameters(self) -> int:
         """Of the model."""
@@ -51,9 +63,10 @@ def markdown(parts: Sequence[Part], size: Size, command: str, seconds: Mapping[s
         "",
         "Bytes are those of a stored encoding, with the scale of int8. MRR and Recall@10 (hit rate) are over the queries that "
         "the model answers, averaged over the seeds of the projection query by query; intervals are of 95 %, by a bootstrap over "
-        "queries; beside them the lowest and the highest seed's mean. Spearman and top 10: agreement of the scores with the "
-        "exact ones that this kind of encoding tends to as it gets wider (cosine of the full gradients; V, whitening and norms "
-        "as the encoding's), over a sample of queries and documents.",
+        "queries; beside them the lowest and the highest seed's mean, and the difference to the paper's layout at its largest, "
+        "query by query. Spearman and top 10: agreement of the scores with the exact ones that this kind of encoding tends to "
+        "as it gets wider (cosine of the full gradients; V, whitening and norms as the encoding's), over a sample of queries and "
+        "documents.",
     ]
     for part in parts:
         lines += ["", f"## {part.name.capitalize()}", "", _about(part), *_exact(part)]
@@ -73,10 +86,12 @@ def markdown(parts: Sequence[Part], size: Size, command: str, seconds: Mapping[s
 
 
 def write(
-    parts: Sequence[Part], size: Size, text: str, seconds: Mapping[str, float], folder: Path, name: str = "frontier"
+    parts: Sequence[Part], size: Size, command: str, seconds: Mapping[str, float], folder: Path, name: str = "frontier"
 ) -> list[Path]:
     """Markdown, JSON with every figure of it, and the plot."""
+    text = markdown(parts, size, command, seconds)
     content = {
+        "command": command,
         "size": dataclasses.asdict(size),
         "machine": machine(),
         "seconds": dict(seconds),
@@ -95,8 +110,8 @@ def _part(part: Part) -> dict[str, Any]:
         "documents": len(part.measured.bench.documents),
         "queries": len(part.measured.places),
         "exact": {
-            "queries": len(part.measured.exact_places),
-            "documents": len(part.measured.exact_documents),
+            "queries": len(part.measured.exact_places) if part.measured.has_exact else 0,
+            "documents": len(part.measured.exact_documents) if part.measured.has_exact else 0,
             "metrics": {
                 name: {metric: dataclasses.asdict(estimate) for metric, estimate in found.items()}
                 for name, found in part.measured.exact_metrics().items()
@@ -110,7 +125,9 @@ def _part(part: Part) -> dict[str, Any]:
 
 
 def _fields(part: Part, row: Row) -> dict[str, Any]:
-    agreement = part.measured.agreement(row.candidates)
+    measured, paper = part.measured, papers(part.rows)
+    agreement = measured.agreement(row.candidates) if measured.has_exact else {}
+    less = measured.difference(row.files, paper.files) if paper and paper != row else {}
     return {
         "question": row.question,
         "name": row.family.name,
@@ -120,6 +137,7 @@ def _fields(part: Part, row: Row) -> dict[str, Any]:
         "seeds": len(row.candidates),
         "metrics": {name: dataclasses.asdict(e) for name, e in part.measured.metrics(row.files).items()},
         "by_seed": part.measured.by_seed(row.files),
+        "less_the_papers": {name: dataclasses.asdict(e) for name, e in less.items()},
         "own_reference": own_reference(row.family),
         "agreement": {
             reference: {measure: dataclasses.asdict(e) for measure, e in found.items()}
@@ -131,7 +149,9 @@ def _fields(part: Part, row: Row) -> dict[str, Any]:
 def _cells(part: Part, row: Row) -> list[str]:
     metrics, seeds = part.measured.metrics(row.files), part.measured.by_seed(row.files)[MRR]
     reference = own_reference(row.family)
-    agreement = part.measured.agreement(row.candidates)[reference] if reference else None
+    agreement = part.measured.agreement(row.candidates)[reference] if reference and part.measured.has_exact else None
+    paper = papers(part.rows)
+    less = part.measured.difference(row.files, paper.files)[MRR] if paper and paper != row else None
     return [
         row.family.name,
         f"{row.num_bytes:,}",
@@ -140,6 +160,7 @@ def _cells(part: Part, row: Row) -> list[str]:
         show(metrics[MRR]),
         show(metrics[RECALL_10]),
         f"{min(seeds):.3f}–{max(seeds):.3f}" if len(seeds) > 1 else "–",
+        show(less) if less else "–",
         show(agreement[SPEARMAN]) if agreement else "–",
         show(agreement[OVERLAP]) if agreement else "–",
     ]
@@ -151,11 +172,9 @@ def _about(part: Part) -> str:
     queries = f"{answered:,} queries that the model answers"
     if answered < len(measured.places):
         queries = f"{len(measured.places):,} queries, all there are, since the model answers only {answered:,}"
-    return (
-        f"{len(measured.bench.documents):,} documents, {queries}, {part.parameters():,} parameters. "
-        f"Exact scores: {len(measured.exact_places):,} queries × "
-        f"{len(measured.exact_documents):,} documents."
-    )
+    exact = f" Exact scores: {len(measured.exact_places):,} queries × {len(measured.exact_documents):,} documents."
+    about = f"{len(measured.bench.documents):,} documents, {queries}, {part.parameters():,} parameters."
+    return about + (exact if measured.has_exact else "")
 
 
 def _exact(part: Part) -> list[str]:
@@ -182,10 +201,21 @@ def _lds(part: Part, size: Size) -> list[str]:
     truth = size.facts.truth
     about = (
         f"On the smaller corpus, over {truth.subsets} random halves × {len(truth.seeds)} seeds, with the gradients of one model "
-        f"and with the scores of {truth.models} averaged:"
+        f"and with the scores of {truth.models} averaged; differences to the paper's layout query by query:"
     )
-    rows = [[name, show(found["one model"]), show(found["averaged"])] for name, found in part.lds.items()]
-    return ["", "### LDS", "", about, "", markdown_table(("row", "one model", f"{truth.models} models"), rows)]
+    rows = []
+    for name, found in part.lds.items():
+        cells = [each for kind in ("one model", "averaged") for each in _foretold(found.get(kind))]
+        rows.append([name, *cells])
+    models = f"{truth.models} models"
+    heading = ("row", "one model", "less the paper's", models, f"{models}, less the paper's")
+    return ["", "### LDS", "", about, "", markdown_table(heading, rows)]
+
+
+def _foretold(found: Foretold | None) -> tuple[str, str]:
+    if found is None:
+        return "–", "–"
+    return show(found.lds), show(found.difference) if found.difference else "–"
 
 
 def _lines(part: Part) -> list[Line]:

@@ -20,7 +20,8 @@ class Size:
         kilobytes: Bytes of an encoding at which every form is measured, in KB of 1,024.
         one_seed_above: KB above which one seed has to do.
         variant_kilobytes: KB at which variants are measured.
-        paper_sides: d₀ = d₁ of the pooled blocks; the last without R.
+        paper_kilobytes: KB of the paper's layout; the last without R.
+        principal_kilobytes: KB of whitened sign bits that tail-patch and retraining look at, beside the paper's layout.
         seeds: Of the projections.
         exact_queries: Queries, of those that the model answers, whose exact scores are computed.
         exact_documents: Documents that they are computed with; None for all.
@@ -37,7 +38,8 @@ class Size:
     kilobytes: tuple[float, ...]
     one_seed_above: float
     variant_kilobytes: float
-    paper_sides: tuple[int, ...]
+    paper_kilobytes: tuple[float, ...]
+    principal_kilobytes: tuple[float, ...]
     seeds: tuple[int, ...]
     exact_queries: int
     exact_documents: int | None
@@ -62,7 +64,8 @@ SIZES = {
         kilobytes=(1, 2, 4, 8, 16, 64, 128),
         one_seed_above=16,
         variant_kilobytes=8,
-        paper_sides=(8, 16, 32, 64),
+        paper_kilobytes=(2, 8, 32, 128),
+        principal_kilobytes=(1, 2, 4, 8),
         seeds=(0, 1, 2),
         exact_queries=200,
         exact_documents=None,
@@ -82,8 +85,9 @@ SIZES = {
         facts=facts.SIZES["small"],
         kilobytes=(0.125, 0.5),
         one_seed_above=0.125,
-        variant_kilobytes=0.125,
-        paper_sides=(4, 8),
+        variant_kilobytes=0.25,
+        paper_kilobytes=(0.125, 0.5),
+        principal_kilobytes=(0.125, 0.5),
         seeds=(0, 1),
         exact_queries=8,
         exact_documents=60,
@@ -102,11 +106,13 @@ class Question:
     """What a group of rows is there for.
 
     Args:
+        key: What the command line calls it.
         title: The question.
         families: The rows, at all sizes or at one.
         everywhere: Whether at all sizes.
     """
 
+    key: str
     title: str
     families: Sequence[Family]
     everywhere: bool = True
@@ -121,13 +127,15 @@ def questions() -> tuple[Question, ...]:
     """The named rows. All but variants have one block a weight, each to unit norm first."""
     sign = dataclasses.replace(WHITENED, storage="sign")
     return (
-        Question("What do fewer bits lose, with Gaussian projections?", _stored(GAUSSIAN)),
-        Question("What does whitening give, and fewer bits then?", _stored(WHITENED)),
+        Question("gaussian", "What do fewer bits lose, with Gaussian projections?", _stored(GAUSSIAN)),
+        Question("whitened", "What does whitening give, and fewer bits then?", _stored(WHITENED)),
         Question(
+            "moments",
             "Does whitening want V, too?",
             [dataclasses.replace(sign, moments="exact"), dataclasses.replace(GAUSSIAN, storage="sign", moments="none")],
         ),
         Question(
+            "preconditioner",
             "Does R help after whitening, and without?",
             [
                 dataclasses.replace(family, storage="sign", preconditioner=r)
@@ -136,6 +144,7 @@ def questions() -> tuple[Question, ...]:
             ],
         ),
         Question(
+            "parts",
             "Which parts of whitening, and how?",
             [
                 dataclasses.replace(sign, exponents=(-0.5, 0.0)),
@@ -148,6 +157,7 @@ def questions() -> tuple[Question, ...]:
             everywhere=False,
         ),
         Question(
+            "norms",
             "Norms and layout",
             [
                 dataclasses.replace(sign, normalisation="vector"),

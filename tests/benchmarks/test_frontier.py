@@ -7,13 +7,28 @@ from pathlib import Path
 import pytest
 
 from benchmarks.fact_tracing import sources
+from benchmarks.fact_tracing.settings import SIZES as FACTS
 from benchmarks.frontier import __main__ as command
+from benchmarks.frontier import reuse
 from benchmarks.frontier.measured import REFERENCES, own_reference, spaced
-from benchmarks.frontier.rows import file_name, model_rows, principal, rows, unique
-from benchmarks.frontier.settings import GAUSSIAN, KB, SIZES, WHITENED
+from benchmarks.frontier.rows import (
+    KEYS,
+    PAPER,
+    Choice,
+    file_name,
+    model_rows,
+    paper_name,
+    papers,
+    principal,
+    rows,
+    unique,
+)
+from benchmarks.frontier.settings import GAUSSIAN, KB, SIZES, STORAGES, WHITENED, Size, questions
 from tests.encoders import make_encoder
 from tests.tiny_models import tiny_model
+from trackstar.errors import TrackStarError
 from trackstar.models import prepare_model
+from trackstar.small_models import checkpoint_identity
 from trackstar.tuning.candidates import Family
 
 LOADED = prepare_model(tiny_model("llama"))
@@ -37,8 +52,41 @@ def test_rows_ask_the_questions_within_their_bytes() -> None:
     small = [row for row in found if row.num_bytes <= size.one_seed_above * KB and row.family.layout == "weights"]
     assert {len(row.candidates) for row in small} <= {1, 3}
     chosen = principal(LOADED, TEMPLATE, size)
-    assert len(chosen) == 6
+    assert len(chosen) == 8
+    assert chosen[paper_name(size)].family.has_papers_layout
     assert unique(model_rows(LOADED, TEMPLATE, size))
+
+
+def test_rows_are_chosen() -> None:
+    size = SIZES["standard"]
+    everything = rows(LOADED, TEMPLATE, size)
+    assert rows(LOADED, TEMPLATE, size, Choice(KEYS, STORAGES, None, 10**9, 3)) == everything
+    choice = Choice(("whitened", "paper"), ("sign", "bfloat16"), (1, 2, 128), 20_000, 1)
+    found = rows(LOADED, TEMPLATE, size, choice)
+    title = next(question.title for question in questions() if question.key == "whitened")
+    assert {(row.question, row.family.storage) for row in found} == {
+        (title, "sign"),
+        (title, "bfloat16"),
+        (PAPER.title, "bfloat16"),
+    }
+    for row in found:
+        assert len(row.candidates) == 1
+        assert row.candidates[0].spec.dimension <= 20_000
+        assert row.num_bytes <= (2 * KB if row.question == title and row.family.storage == "bfloat16" else 128 * KB)
+    chosen = {file_name(c) for c in unique(found)}
+    assert chosen < {file_name(c) for c in unique(everything)}
+    expected = {
+        file_name(row.candidates[0])
+        for row in everything
+        if row.question in (title, PAPER.title)
+        and row.family.storage in ("sign", "bfloat16")
+        and row.candidates[0].spec.dimension <= 20_000
+    }
+    assert chosen <= expected
+    paper = papers(everything)
+    assert paper is not None
+    assert paper.num_bytes == max(row.num_bytes for row in everything if row.question == PAPER.title)
+    assert papers(rows(LOADED, TEMPLATE, size, Choice(("whitened",)))) is None
 
 
 def test_file_names_say_everything_that_differs() -> None:
@@ -70,12 +118,43 @@ def _written(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in files}
 
 
+def test_a_reported_command_names_no_folder_of_this_machine() -> None:
+    words = ["--small", "--folder", "a", "--reuse=b", "--results", "c", "--rows", "paper"]
+    assert command._without_folders(words) == ["--small", "--rows", "paper"]
+
+
+def test_only_the_model_that_is_wanted_is_reused(tmp_path: Path) -> None:
+    settings = FACTS["small"].model
+    with pytest.raises(TrackStarError, match="no model is here"):
+        reuse.check_model(tmp_path, ["a b"], settings)
+    (tmp_path / "training.json").write_text(json.dumps({"identity": checkpoint_identity(["a b"], settings)}))
+    reuse.check_model(tmp_path, ["a b"], settings)
+    for texts, other in ((["a c"], settings), (["a b"], dataclasses.replace(settings, seed=1))):
+        with pytest.raises(TrackStarError, match="another corpus or training"):
+            reuse.check_model(tmp_path, texts, other)
+    with pytest.raises(TrackStarError, match="no trained model here"):
+        reuse.copy_work(tmp_path, tmp_path / "ours", ["easy"], print)
+
+
+def _less(size: Size) -> Size:
+    """The same rows on fewer documents and models that are trained less."""
+    facts = size.facts
+    truth = dataclasses.replace(
+        facts.truth, facts=30, passages=5, queries=8, model=dataclasses.replace(facts.truth.model, steps=20)
+    )
+    model = dataclasses.replace(facts.model, steps=40)
+    smaller = dataclasses.replace(facts, facts=40, passages=20, model=model, patch_queries=6, truth=truth)
+    models = {name: dataclasses.replace(settings, steps=10) for name, settings in size.models.items()}
+    return dataclasses.replace(size, facts=smaller, models=models, exact_queries=6)
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(bool(sources.missing()), reason=sources.missing())
-def test_the_small_size_runs_and_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_the_small_size_runs_and_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SIZES, "small", _less(SIZES["small"]))
     words = [
         "--small",
-        "--datasets",
+        "--corpora",
         "easy",
         "--folder",
         str(tmp_path / "work"),
@@ -97,7 +176,11 @@ def test_the_small_size_runs_and_goes_on_where_it_was(tmp_path: Path) -> None:
     grows = [values[-1] > values[0] for values in by_size if len(values) > 1]
     assert len(grows) > 4
     assert sum(grows) > 0.7 * len(grows)
-    assert set(found["lds"]) == set(found["tail_patch"]) - {"gold", "BM25", "random"}
+    assert set(found["lds"]) == set(found["tail_patch"]) - {"gold"}
+    for name, of_row in found["lds"].items():
+        assert -1 <= of_row["one model"]["lds"]["mean"] <= 1
+        assert (of_row["one model"]["difference"] is None) == (name == paper_name(SIZES["small"]))
+        assert ("averaged" in of_row) == (name not in ("BM25", "random"))
     text = (tmp_path / "results" / "frontier_small.md").read_text()
     assert all(f"| {row['name']} | {row['bytes']:,} |" in text for row in found["rows"])
     assert (tmp_path / "results" / "frontier_small.png").read_bytes().startswith(b"\x89PNG")
@@ -106,9 +189,35 @@ def test_the_small_size_runs_and_goes_on_where_it_was(tmp_path: Path) -> None:
     assert _written(tmp_path / "work") == before
     again = json.loads((tmp_path / "results" / "frontier_small.json").read_text())["parts"]["easy"]
     assert again == found
+    _chosen_rows_of_copied_models(tmp_path, found)
+    assert _written(tmp_path / "work") == before
     assert command.main([*words, "--models", "tiny"]) == 0
     models = json.loads((tmp_path / "results" / "frontier_models_small.json").read_text())["parts"]
     assert list(models) == ["easy, tiny"]
+
+
+def _chosen_rows_of_copied_models(folder: Path, found: dict) -> None:
+    """A few rows in another folder, with the first one's models and retrainings: the same figures, and nothing is trained."""
+    choice = ["--rows", "whitened", "paper", "--storages", "sign", "bfloat16", "--kilobytes", "0.5", "--seeds", "1"]
+    where = ["--folder", str(folder / "other"), "--results", str(folder / "chosen"), "--reuse", str(folder / "work")]
+    assert command.main(["--small", "--corpora", "easy", *choice, *where, "--no_exact", "--no_tail_patch"]) == 0
+    part = json.loads((folder / "chosen" / "frontier_small.json").read_text())["parts"]["easy"]
+    assert part["tail_patch"] is None
+    assert part["lds"] == found["lds"]
+    rows_of = {(row["question"], row["name"], row["bytes"]): row for row in found["rows"]}
+    assert {row["storage"] for row in part["rows"]} == {"sign", "bfloat16"}
+    for row in part["rows"]:
+        same = rows_of[row["question"], row["name"], row["bytes"]]
+        assert row["seeds"] == same["seeds"] == 1
+        assert row["metrics"] == same["metrics"]
+        assert row["less_the_papers"] == same["less_the_papers"]
+        assert row["agreement"] == {}
+    for name in ("easy", "easy_truth"):
+        for file in ("model.safetensors", "optimizer.pt"):
+            ours, theirs = (folder / work / "small" / name / "model" / file for work in ("other", "work"))
+            assert ours.read_bytes() == theirs.read_bytes()
+    kept = [{f.name for f in (folder / w / "small" / "easy_truth" / "retrained").iterdir()} for w in ("other", "work")]
+    assert kept[0] == kept[1]
 
 
 def test_unknown_models_are_named(capsys: pytest.CaptureFixture[str]) -> None:
