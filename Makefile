@@ -4,6 +4,7 @@
 # make check   lint, formatting and types only
 # make bench   speed: every benchmark writes JSON and a table into benchmarks/results/
 # make bench-facts   fact tracing: every row of the ablation, tail-patch, retraining (90 minutes; ARGS=--small: five)
+# make bench-frontier   influence per byte: whitened projections, int8 and sign bits, 1 to 128 KB a document (hours; ARGS=--small: two minutes)
 # make deploy-plan   what `make deploy` would do on Google Cloud and what it lacks; renders templates and launch bodies
 # make deploy        does it (docs/operations.md)
 # make clean   drops caches and what the demo and the benchmarks wrote (`rm -rf .venv` drops the environment)
@@ -15,7 +16,7 @@
 # ARGS=…    more words for pytest or `trackstar demo`
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults check bench bench-facts deploy-plan deploy clean
+.PHONY: help demo test test-faults check bench bench-facts bench-frontier deploy-plan deploy clean
 .DELETE_ON_ERROR:
 
 SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
@@ -52,6 +53,9 @@ bench: $(VENV)/installed-bench
 
 bench-facts: $(VENV)/installed
 	$(BIN)/python -m benchmarks.fact_tracing $(ARGS)
+
+bench-frontier: $(VENV)/installed
+	$(BIN)/python -m benchmarks.frontier $(ARGS)
 
 deploy-plan: $(VENV)/installed
 	@$(BIN)/python -m deploy.plan $(ARGS)

@@ -75,6 +75,11 @@ COMMANDS: dict[str, Command] = {
     ),
     "baseline": Command("pipelines.baseline", "rank the corpus for each query without a model: BM25, or at random"),
     "tail-patch": Command("pipelines.tail_patch", "measure what one training step on each proponent does to its query"),
+    "tune": Command(
+        "pipelines.tune",
+        "measure how much influence encodings of a few bytes keep, on your own sample; recommend the flags of fit",
+        runs_pipelines=False,
+    ),
     "inspect": Command(
         "pipelines.inspect", "show what an index holds: spec, snapshots, rows, bytes, rejects", runs_pipelines=False
     ),

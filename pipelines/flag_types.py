@@ -1,6 +1,9 @@
 """Types of flags' values, with errors that say what is allowed."""
 
 import argparse
+import re
+
+_UNITS = {"": 1, "b": 1, "kb": 1 << 10, "kib": 1 << 10, "mb": 1 << 20, "mib": 1 << 20, "gb": 1 << 30, "gib": 1 << 30}
 
 
 def positive(text: str) -> int:
@@ -38,3 +41,11 @@ def fraction(text: str) -> float:
     if not 0.0 <= value <= 1.0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     return value
+
+
+def num_bytes(text: str) -> int:
+    """A number of bytes: 800, 2KB, 1.5MB (of 1,024 and 1,048,576)."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    if match is None or match[2] not in _UNITS or float(match[1]) * _UNITS[match[2]] < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes: give one like 800, 2KB or 1.5MB")
+    return int(float(match[1]) * _UNITS[match[2]])

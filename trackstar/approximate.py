@@ -9,8 +9,8 @@ product costs in accuracy is bounded, not guessed; z is the encoding, the row's 
   columns are taken in slices, so that n stays small;
 - on a CPU a bfloat16 product comes out rounded to bfloat16: 2⁻⁸ |result|, slice by slice; of a block's rows, the largest.
 
-For one query or two, unpacking a row costs more than multiplying it, so packed rows are multiplied as they lie
-(`DirectProduct`): then nothing is rounded but the float32 sums.
+For few queries, unpacking a row costs more than multiplying it, so packed rows are multiplied as they lie (`DirectProduct`): then
+nothing is rounded but the float32 sums.
 """
 
 import dataclasses

@@ -45,7 +45,8 @@ class StoredForm(abc.ABC):
         is_scaled: Whether each row has a scale, in a column of its own.
         fixed_norm: An upper bound of ‖φ̂‖ where it is the same for all rows; None where it is not.
         direct_queries: Up to so many queries, packed rows are multiplied on the CPU as they lie (`stored_kernel`): that takes as
-            long for each query, where unpacking takes its time once and the product in bfloat16 little.
+            long for each query, where unpacking takes its time once and the product in bfloat16 little. Where the two meet was
+            measured (docs/benchmarks.md).
     """
 
     name: str
@@ -147,7 +148,7 @@ class _Sign(_Packed):
     name = "sign"
     matrix_type = torch.uint8
     fixed_norm = 1 + 1e-6
-    direct_queries = 2
+    direct_queries = 8
 
     def pack(self, vectors: torch.Tensor) -> "StoredRows":
         matrix = torch.empty(len(vectors), self.width(vectors.shape[1]), dtype=torch.uint8)

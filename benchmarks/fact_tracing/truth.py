@@ -118,7 +118,7 @@ def retrained(dataset: Dataset, rows: Mapping[str, Method], truth: GroundTruth, 
     masks = subset_masks(len(dataset.ids), truth.subsets)
     tell(f"{dataset.name}: {truth.subsets * len(truth.seeds)} retrainings on halves")
     losses = retrain_subsets(task, masks, str(folder), truth.seeds)
-    by_model = [_gradient_scores(dataset, model, places, rows) for model in _models(dataset, truth, tell)]
+    by_model = [_gradient_scores(dataset, model, places, rows) for model in models_of(dataset, truth, tell)]
     scores = {**by_model[0], **_other_scores(dataset, queries)}
     averaged = {name: np.mean([of_model[name] for of_model in by_model], axis=0) for name in rows}
     listed = {
@@ -140,7 +140,7 @@ def retrained(dataset: Dataset, rows: Mapping[str, Method], truth: GroundTruth, 
     )
 
 
-def _models(dataset: Dataset, truth: GroundTruth, tell: Tell) -> Iterator[Path]:
+def models_of(dataset: Dataset, truth: GroundTruth, tell: Tell) -> Iterator[Path]:
     """Checkpoints of models of the whole corpus that differ in the seed of their training; the first is the data set's."""
     yield dataset.checkpoint
     for seed in range(1, truth.models):

@@ -223,6 +223,19 @@ def test_baseline_tail_patch_and_evaluation(scored: Twins, capfd: pytest.Capture
     assert storage.list(scored.remote.of("patch.jsonl.work")) == []
 
 
+def test_tune_keeps_in_a_bucket_what_it_finds(twins: Twins) -> None:
+    """Samples are drawn by the shards' names, so that the twins' differ."""
+    place, texts = twins.remote, []
+    words = ["--corpus", place.of("corpus/*.*"), "--model", place.of("model"), "--queries", place.of("queries.jsonl")]
+    words += ["--optimizer_state", place.of("model"), "--output", place.of("tuned"), "--budget", "64", "--sizes", "64"]
+    for _ in range(2):
+        assert place.run("tune", *words, "--sample_size", "30", "--fit_size", "30", "--threads", "1") == 0
+        texts.append(place.text("tuned/tune.json"))
+    assert texts[0] == texts[1]  # speeds, too: nothing was measured again
+    names = {info.uri.removeprefix(place.of("tuned/")).split("/")[0] for info in storage.list(place.of("tuned"))}
+    assert names == {"tune.json", "tune.md", "tune.png", "work"}
+
+
 def test_a_take_down_and_the_check_of_all_files(
     scored: Twins, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
