@@ -3,7 +3,7 @@
     python -m benchmarks.page [--queries N] [--proponents N] [--rounds N]
 
 Marks: the first view, from asking for the address to the list, the metrics and the first query's passages on the screen, within
-1 s; a filter within 0.2 s of the last key, the pause of 0.08 s that waits for more keys included. Needs Chromium
+1 s; a filter within 0.2 s of the last key, the pause of 0.06 s that waits for more keys included. Needs Chromium
 (Debian: apt install chromium) and playwright (the extra `dev`).
 """
 

@@ -100,8 +100,8 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
             queries=queries,
             query_set=query_set_of(args),
             output=args.output,
-            sources=args.sources,
             reporter=progress.reporter,
+            sources=args.sources,
         )
         runner.run_pipeline(lambda pipeline: pipeline | "ScoreIndex" >> transform, beam_args)
     storage.delete(work)
@@ -146,8 +146,8 @@ class ScoreIndex(beam.PTransform):
         queries: The queries, in order.
         query_set: Name of the set.
         output: Results file.
-        sources: Whether to write shards and positions, too.
         reporter: Where progress goes.
+        sources: Whether to write shards and positions, too.
     """
 
     elements: list[list[DataFile]]
@@ -155,8 +155,8 @@ class ScoreIndex(beam.PTransform):
     queries: list[Query]
     query_set: str
     output: str
-    sources: bool
     reporter: Reporter
+    sources: bool = False
 
     def expand(self, root: Any) -> Any:
         return (

@@ -106,13 +106,13 @@ def test_shards_and_positions_stand_beside_ids(view: View, tmp_path: Path) -> No
     page = view(run=made.write(tmp_path / "r.jsonl", [line]))
     origins = [passage.locator(".origin").all_inner_texts() for passage in page.locator(".passage").all()]
     assert origins == [
-        ["c4_1", "s/part-1.jsonl · position 12,345"],
+        ["c4_1", "part-1.jsonl · position 12,345"],
         ["s/part-0.jsonl · position 70, passage 1"],
         ["c4_3"],
     ]
     expect(page.locator(".extra")).to_have_count(0)
     page.get_by_role("tab", name="Opponents").click()
-    expect(page.locator(".passage .origin")).to_have_text(["o", "s/part-2.jsonl"])
+    expect(page.locator(".passage .origin")).to_have_text(["o", "part-2.jsonl"])
 
 
 def test_search_finds_prompts_targets_and_ids(view: View, results: str) -> None:

@@ -22,7 +22,7 @@ class Limits:
     max_new_tokens: int = _limit(256, "tokens that one completion may have")
     max_ranks: int = _limit(20, "ranks that one explanation may ask for")
     max_queued: int = _limit(32, "traces that may wait for the scan; further ones are told to come again later")
-    max_batch: int = _limit(16, "waiting traces that one scan of the index answers together")
+    max_batch: int = _limit(8, "waiting traces that one scan of the index answers together")
     max_history: int = _limit(100, "ended traces that are kept, the oldest are forgotten first")
     max_history_bytes: int = _limit(64 << 20, "bytes of results that are kept, the oldest are forgotten first")
     max_waiting: int = _limit(16, "completions and explanations that may be under way or wait for the model")

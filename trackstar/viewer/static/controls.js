@@ -7,7 +7,7 @@ import { visible } from "./text.js";
 const TYPED = ["search", "filter", "min", "max"];
 const CHOSEN = ["where", "sort", "correct", "relation", "run"];
 const FILTERS = ["filter", "min", "max", "correct", "relation"];
-const PAUSE = 80; // Milliseconds after the last key.
+const PAUSE = 60; // Milliseconds after the last key.
 
 export class Controls {
   /** `onChange(names → values)`: what the person set. */

@@ -2,7 +2,7 @@
 import { grouped, h } from "./dom.js";
 import { passageList } from "./passages.js";
 import { passageWords } from "./selection.js";
-import { appendVisible, headOf, patternOf, phrasesOf, renderText, subjectsOf } from "./text.js";
+import { appendVisible, headOf, numberText, patternOf, phrasesOf, renderText, subjectsOf } from "./text.js";
 
 const LONGEST_PROMPT = 4000;
 const MOST_FOUND = 20; // Buttons that lead to passages with the words searched for.
@@ -235,7 +235,8 @@ function facts(record) {
   if (record.query_set) pairs.push(["query_set", record.query_set]);
   for (const [name, value] of Object.entries(record)) {
     if (HEADED.has(name) || LISTED.test(name) || value === null || /^(proponent|opponent)_/.test(name)) continue;
-    pairs.push([name, typeof value === "object" ? JSON.stringify(value) : String(value)]);
+    const isFraction = typeof value === "number" && !Number.isInteger(value);
+    pairs.push([name, isFraction ? numberText(value) : typeof value === "object" ? JSON.stringify(value) : String(value)]);
   }
   const list = h("dl", { class: "facts" });
   for (const [name, value] of pairs) {

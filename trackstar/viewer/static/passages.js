@@ -129,9 +129,10 @@ function origin(id, { shard, position }) {
   const own = h("bdi", { class: "origin", title: "the example's id" }, id);
   if (typeof shard !== "string") return own;
   const at = Number.isSafeInteger(position) ? ` · position ${grouped(position)}` : "";
-  return [own, h("span", { class: "origin", title: "its shard, and where in it the record lies" }, h("bdi", {}, shard), at)];
+  return [own, h("span", { class: "origin", title: `its shard, ${shard}, and where in it the record lies` }, h("bdi", {}, shard.replace(/^.*\//s, "")), at)];
 }
 
 function shown(value) {
+  if (Number.isSafeInteger(value)) return grouped(value);
   return typeof value === "number" ? numberText(value) : String(value).slice(0, 100);
 }

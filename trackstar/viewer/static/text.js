@@ -199,8 +199,8 @@ export function numberText(value) {
 
 const NAME = /\p{Lu}[\p{L}\p{N}'’.-]*(?:\s+(?:(?:of|the|de|da|di|la|le|van|von|du|and|for)\s+){0,2}\p{Lu}[\p{L}\p{N}'’-]*)*/gu;
 const OPENERS = new Set(
-  ("a an and as at by for from how in is it its of on or our that the their there they this to was we were what when " +
-    "where which who whom whose why with").split(" "),
+  ("a all an and as ask at by everybody everyone for from how in is it its many most nobody of on or our some that the their " +
+    "there they this to was we were what when where which who whom whose why with").split(" "),
 );
 
 /** What a query is about: its fields subject or entity0 (and aliases), else the names in its prompt. */
