@@ -40,7 +40,7 @@ def add_reject_argument(parser: argparse.ArgumentParser, verb: str) -> None:
         type=flag_types.fraction,
         default=0.01,
         metavar="X",
-        help=f"the run fails above this share of records that cannot be {verb}",
+        help=f"the run fails above this share of records that cannot be {verb}, out of those that it takes in",
     )
 
 

@@ -1,6 +1,7 @@
 """Flags of the dry run, the same for every pipeline. `costs` makes the estimate, with all that is heavy."""
 
 import argparse
+from collections.abc import Sequence
 
 from pipelines import flag_types, options
 from trackstar.cost.prices import HERE
@@ -54,15 +55,20 @@ def add_cost_arguments(parser: argparse.ArgumentParser, json: bool = True) -> No
         group.add_argument("--json", action="store_true", help="print the estimate as one JSON object")
 
 
-def wanted(args: argparse.Namespace) -> bool:
+def wanted(args: argparse.Namespace, own: Sequence[str] = ()) -> bool:
     """Whether a dry run is asked for.
+
+    Args:
+        args: The command's arguments.
+        own: Flags of these that the command has for itself, too.
 
     Raises:
         TrackStarError: a flag of the dry run is given without it; a real run may cost more than its user wants.
     """
     if args.dry_run:
         return True
-    given = next((name for name, default in _DEFAULTS.items() if getattr(args, name) != default), None)
+    asked = {name: default for name, default in _DEFAULTS.items() if name not in own}
+    given = next((name for name, default in asked.items() if getattr(args, name) != default), None)
     if given is not None:
         raise TrackStarError(f"--{given} belongs to --dry_run: give both, or neither")
     return False

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pipelines import build_index, costs, repair, standing_scans
     from trackstar import drift
+    from trackstar.cost import verifying
 
 _PACKAGES = {
     "build_index": "pipelines",
@@ -19,9 +20,10 @@ _PACKAGES = {
     "drift": "trackstar",
     "repair": "pipelines",
     "standing_scans": "pipelines",
+    "verifying": "trackstar.cost",
 }
 
-__all__ = ["build_index", "costs", "drift", "repair", "standing_scans"]
+__all__ = ["build_index", "costs", "drift", "repair", "standing_scans", "verifying"]
 
 
 def __getattr__(name: str) -> ModuleType:

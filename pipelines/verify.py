@@ -6,6 +6,7 @@ file stays as it is. Exit code 0: all is well; 1: something is damaged, and list
 
 import argparse
 import dataclasses
+import functools
 import json
 import uuid
 from collections.abc import Iterator, Sequence
@@ -14,8 +15,9 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from pipelines import cli, flag_types, heavy, options, runner
+from pipelines import cli, cost_flags, flag_types, heavy, options, runner
 from pipelines.corpus import add_corpus_arguments
+from pipelines.cost_flags import add_cost_arguments
 from pipelines.elements import OneByOne, group_files
 from pipelines.model_flags import add_model_arguments
 from pipelines.progress import Progress, Reporter, say
@@ -32,7 +34,11 @@ _SHOWN = 50
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     parser.add_argument("--index", required=True, metavar="DIR", help="the index")
-    parser.add_argument("--json", action="store_true", help="print what was found as JSON, one object a line")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print what was found (with --dry_run, the estimate) as JSON, one object a line",
+    )
     parser.add_argument(
         "--check_bytes",
         type=flag_types.positive,
@@ -48,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_corpus_arguments(parser, required=False)
     parser.set_defaults(item_bytes=None, fingerprint=None)  # the index's own, where it is known
     add_model_arguments(parser, required=False)
+    add_cost_arguments(parser, json=False)
 
 
 def run(args: argparse.Namespace, beam_args: list[str]) -> int:
@@ -56,6 +63,8 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
         raise options.UsageError(
             "--repair encodes again what is damaged: give --corpus and --model, as for build-index"
         )
+    if cost_flags.wanted(args, own=("json",)):
+        return _describe(args, beam_args)
     try:
         index = Index.open(args.index)
     except TrackStarError as error:
@@ -72,6 +81,16 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     left += verify(index, args.check_bytes, beam_args, keys)
     others = [finding for finding in findings if not finding.key]
     return _report(list(dict.fromkeys([*others, *left])), args.json, index)
+
+
+def _describe(args: argparse.Namespace, beam_args: Sequence[str]) -> int:
+    """Says what reading the index through would take."""
+    # First of all: what a process needs to start is how long this one has run when it is imported.
+    costs = heavy.costs
+    index = Index.open(args.index)
+    checks, _ = verification.checks(index, not verification.check_log(index))
+    groups = len(group_files(checks, args.check_bytes))
+    return costs.dry_run(args, beam_args, functools.partial(heavy.verifying.estimate_verify, index, checks, groups))
 
 
 def verify(index: Index, check_bytes: int, beam_args: Sequence[str], keys: set[str] | None = None) -> list[Finding]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import cli, runner
+from pipelines import cli, driver, runner
 from tests.end_to_end.world import World
 from trackstar import corpus
 from trackstar.cost.rates import read_rates
@@ -49,10 +49,11 @@ def commands(world: World, own: Path) -> dict[str, list[str]]:
         "score": [*model_flags(world), "--index", str(own / "index"), *queries, *output, "--top_k", "10"],
         "baseline": ["--method", "bm25", "--corpus", world.pattern, *queries, *output, "--item_bytes", "2000"],
         "tail-patch": [*model_flags(world), "--results", str(own / "results.jsonl"), *output, "--step", "sgd"],
+        "verify": ["--index", str(own / "index")],
     }
 
 
-COMMANDS = ("fit", "build-index", "reindex", "score", "baseline", "tail-patch")
+COMMANDS = ("fit", "build-index", "reindex", "score", "baseline", "tail-patch", "verify")
 
 
 def state(*folders: Path) -> dict[str, tuple[int, str]]:
@@ -174,6 +175,22 @@ def test_a_calibration_is_kept_for_another_day(world: World, own: Path, tmp_path
     encoding = next(stage for stage in named["stages"] if stage["name"] == "encoding")
     assert encoding["parts"][1]["rate"] == rates.encode_flops
     assert named["money"]["on_demand"] > 0
+
+
+def test_verify_reads_the_whole_index(world: World, own: Path, capsys) -> None:
+    estimate = dry_run("verify", [*commands(world, own)["verify"], "--check_bytes", "60000"], capsys)
+    index = Index.open(str(own / "index"))
+    files = index.snapshot().files
+    settings = sum(path.stat().st_size for path in (own / "index" / "preconditioner").iterdir())
+    assert settings > 0
+    assert estimate["read_bytes"] == sum(file.num_bytes for file in files) + 2 * settings
+    assert estimate["files"] == len(files) > estimate["items"] > 1
+    assert estimate["written_bytes"] == 0
+
+
+def test_every_pipeline_has_a_dry_run() -> None:
+    for name in driver.commands():
+        assert any(action.dest == "dry_run" for action in cli.parser(name)._actions), name
 
 
 def test_standing_queries(world: World, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -356,6 +356,19 @@ def text_stage(name: str, items: int, text_bytes: float, passes: int, scan: Scan
     )
 
 
+def check_stage(groups: int, files: int, index_bytes: float, settings_bytes: float, rates: Rates) -> Stage:
+    """Item files are read through and hashed by workers, what `fit` wrote by the launcher, which reads it once more to use it."""
+    parts = (
+        Part("reading and hashing", index_bytes, "B", rates.check_bytes),
+        Part("what fit wrote", 2 * settings_bytes, "B", rates.check_bytes, "once"),
+        *_overhead(rates, loads_model=False),
+    )
+    read = index_bytes + 2 * settings_bytes
+    return Stage(
+        "checking", max(1, groups), parts, read_bytes=read, object_reads=5.0 * files, object_writes=1.0 * groups
+    )
+
+
 def steps_stage(parameters: float, shape: StepsShape, rates: Rates) -> Stage:
     """Steps on single documents: forward and whole backward pass of each, two forward passes of its queries, the optimizer."""
     flops = (
