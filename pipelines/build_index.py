@@ -84,16 +84,8 @@ def estimate(
 
 def encoder_source(args: argparse.Namespace, index: Index) -> EncoderSource:
     """Where workers find the encoder of an index."""
-    spec = index.spec
-    return EncoderSource(
-        spec.to_json(),
-        args.model,
-        storage.join(index.uri, "second_moments.safetensors") if spec.moments != "none" else None,
-        storage.join(index.uri, "preconditioner") if spec.preconditioner != "none" else None,
-        args.device,
-        args.threads_per_worker,
-        args.allow_low_coverage,
-        storage.join(index.uri, "projections.safetensors") if spec.projection == "whitened" else None,
+    return EncoderSource.of_index(
+        index.uri, index.spec, args.model, args.device, args.threads_per_worker, args.allow_low_coverage
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-from trackstar import second_moments, threads, whitening
+from trackstar import second_moments, storage, threads, whitening
 from trackstar.batching import Example, collate, plan_batches
 from trackstar.device_memory import BatchLimit, explained
 from trackstar.devices import choose_device
@@ -211,6 +211,35 @@ class EncoderSource:
     threads: int = 1
     allow_low_coverage: bool = False
     projections_uri: str | None = None
+
+    @classmethod
+    def of_index(
+        cls,
+        uri: str,
+        spec: Spec,
+        model: str,
+        device: str = "auto",
+        threads: int = 1,
+        allow_low_coverage: bool = False,
+        preconditioned: bool = True,
+    ) -> "EncoderSource":
+        """The encoder of an index, from the files that its `fit` wrote.
+
+        Args:
+            uri: The index.
+            spec: Its spec.
+            model: As in the class, like all that is not named here.
+            preconditioned: Whether its preconditioner comes along; without it, whoever asks sets one.
+        """
+        fitted = {
+            "second_moments.safetensors": spec.moments != "none",
+            "preconditioner": preconditioned and spec.preconditioner != "none",
+            "projections.safetensors": spec.projection == "whitened",
+        }
+        moments, preconditioner, projections = (
+            storage.join(uri, name) if is_there else None for name, is_there in fitted.items()
+        )
+        return cls(spec.to_json(), model, moments, preconditioner, device, threads, allow_low_coverage, projections)
 
     def load(self) -> Encoder:
         """Loads model, moments, projections and preconditioner.

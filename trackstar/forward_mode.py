@@ -8,7 +8,7 @@ it would take a pass a token. Only the outputs of attributed weights get a part 
 import dataclasses
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,8 +86,7 @@ def loss_derivatives(encoder: Encoder, examples: Sequence[Example], directions: 
             str(error).strip().splitlines()[0][:200],
         )
         return None
-    for i, reason in too_large.items():
-        raise TrackStarError(f"{examples[i].example_id or 'the query'}: {reason}")
+    check_size(too_large, examples)
     return found
 
 
@@ -162,3 +161,9 @@ class _Tangents:
 
 def _or_zeros(tangents: torch.Tensor | None, values: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(values) if tangents is None else tangents
+
+
+def check_size(too_large: Mapping[int, str], examples: Sequence[Example]) -> None:
+    """Raises TrackStarError where an example was too large for the device's memory: place in `examples` → reason."""
+    for i, reason in too_large.items():
+        raise TrackStarError(f"{examples[i].example_id or 'the query'}: {reason}")

@@ -63,6 +63,8 @@ class HeldRows:
         self._parts = parts
         self._scale = scale
         self._held: list[_Held] = []
+        self.num_scored = 0  # pairs
+        self.num_weighed = 0  # rows whose weights were computed in float64
 
     @property
     def num_files(self) -> int:
@@ -89,6 +91,7 @@ class HeldRows:
         num_queries = len(self._vectors)
         if not len(pairs):
             return TopK.empty(num_queries, k, largest)
+        self.num_scored += len(pairs)
         place, in_chunk = self._places(pairs)
         file_row = self._file_rows(place, in_chunk)
         files = {held.file.uri: held.file for held in self._held}
@@ -147,7 +150,9 @@ class HeldRows:
             def numbers(wanted: Sequence[int], some: np.ndarray = chosen[first]) -> torch.Tensor:
                 return torch.cat([self._row(place[some[i]], in_chunk[some[i]]).numbers() for i in wanted])
 
+            before = file.weights.num_exact
             products[chosen] *= file.weights.exact(rows, numbers)[inverse]
+            self.num_weighed += file.weights.num_exact - before
         scores = products[:, 0]
         for part in range(1, products.shape[1]):
             scores = scores + products[:, part]

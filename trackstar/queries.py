@@ -1,6 +1,7 @@
 """The queries of one run, and the change of preconditioner they ask for, as files that every worker maps."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -11,6 +12,8 @@ import torch
 from trackstar import storage
 from trackstar.errors import TrackStarError
 from trackstar.spec import NORMALISATIONS
+
+_KEPT_BYTES = 256 << 20  # of float64 matrices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +105,14 @@ class Change:
     def dimension(self) -> int:
         """d."""
         return self.matrices.shape[0] * self.matrices.shape[1]
+
+    def double(self, block: int) -> np.ndarray:
+        """M_b, [d_b, d_b] float64; all of them are kept where they are small."""
+        return self._doubles[block] if self._doubles is not None else self.matrices[block].double().numpy()
+
+    @functools.cached_property
+    def _doubles(self) -> np.ndarray | None:
+        return self.matrices.double().numpy() if 8 * self.matrices.numel() <= _KEPT_BYTES else None
 
     def blocks(self) -> list[slice]:
         """The columns of each block."""

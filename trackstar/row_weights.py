@@ -77,6 +77,11 @@ class RowWeights:
         """Whether the rows' factors count. If so, `exact` leaves them out: they come first."""
         return self._grad_norm is not None
 
+    @property
+    def num_exact(self) -> int:
+        """Rows whose weights under another preconditioner were computed in float64 so far."""
+        return len(self._known)
+
     def bounds(self, row: int, block: torch.Tensor, factors: torch.Tensor | None = None) -> WeightedRows:
         """Some rows with bounds of their weights.
 
@@ -168,8 +173,8 @@ class RowWeights:
         """[rows, d] → [rows, parts] float64."""
         assert self._change is not None
         norms = np.empty((len(vectors), len(self._change.matrices)))
-        for number, (columns, matrix) in enumerate(zip(self._change.blocks(), self._change.matrices, strict=True)):
-            product = vectors[:, columns].double().numpy() @ matrix.double().numpy().T  # [rows, d_b]
+        for number, columns in enumerate(self._change.blocks()):
+            product = vectors[:, columns].double().numpy() @ self._change.double(number).T  # [rows, d_b]
             norms[:, number] = np.sqrt(np.einsum("nd,nd->n", product, product))
         if self._change.normalisation == "vector":
             return reciprocal(np.sqrt((norms * norms).sum(axis=1)).astype(np.float32).astype(np.float64))[:, None]

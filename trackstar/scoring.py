@@ -114,6 +114,10 @@ class TimedScan:
     """For reading and multiplying: grows with the rows."""
     settling_seconds: float
     """For float64 scores of what can win: grows with queries and top_k, once each time that candidates are settled."""
+    num_scored: int
+    """Pairs of query and row that were scored in float64."""
+    num_weighed: int
+    """Rows whose norms under another preconditioner were computed in float64."""
 
     @property
     def seconds(self) -> float:
@@ -135,7 +139,8 @@ def timed_scan(
         scan.file(uri)
     settling = clock()
     proponents, opponents = scan.result()
-    return TimedScan(proponents, opponents, settling - started, clock() - settling)
+    seconds, counts = clock() - settling, scan._held
+    return TimedScan(proponents, opponents, settling - started, seconds, counts.num_scored, counts.num_weighed)
 
 
 class _Scan:

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from trackstar import local_copies, optimizer_state, storage, tensors
+from trackstar import local_copies, optimizer_state, tensors
 from trackstar.errors import TrackStarError
 from trackstar.optimizer_state import BY_NAME, ParameterState, format_shape
 
@@ -195,11 +195,7 @@ def read(uri: str) -> SecondMoments:
     Raises:
         TrackStarError: not such a file.
     """
-    if not storage.exists(uri):
-        raise TrackStarError(f"{uri}: no second moments here; run `trackstar fit` first")
-    contents, metadata = tensors.load(uri)
-    if metadata.get("contents") != _CONTENTS:
-        raise TrackStarError(f"{uri}: holds no second moments; run `trackstar fit` to write them")
+    contents, metadata = tensors.load_contents(uri, _CONTENTS, "second moments")
     names = sorted({key.removesuffix(_ROWS).removesuffix(_COLUMNS) for key in contents})
     by_weight: dict[str, Moment] = {
         name: Exact(contents[name]) if name in contents else Factored(contents[name + _ROWS], contents[name + _COLUMNS])

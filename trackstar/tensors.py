@@ -45,6 +45,25 @@ def load(uri: str, only: tuple[str, ...] | None = None) -> tuple[dict[str, torch
         raise TrackStarError(f"{uri}: cannot read tensors from here: {error}") from error
 
 
+def load_contents(uri: str, contents: str, absent: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Reads a file that `fit` wrote, and holds it to what it says that it holds.
+
+    Args:
+        uri: The file.
+        contents: What its metadata must give as "contents".
+        absent: What is missing where there is no such file, or another one: "second moments".
+
+    Raises:
+        TrackStarError: it is missing, is not one that `save` wrote, or holds something else.
+    """
+    if not storage.exists(uri):
+        raise TrackStarError(f"{uri}: no {absent} here; run `trackstar fit` first")
+    named, metadata = load(uri)
+    if metadata.get("contents") != contents:
+        raise TrackStarError(f"{uri}: holds no {absent}; run `trackstar fit` to write them")
+    return named, metadata
+
+
 def _read_some(uri: str, only: tuple[str, ...]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Some tensors of a file, and its metadata, without the bytes of the others: a smaller file is made of them in memory."""
     with storage.open_input(uri) as source:

@@ -18,7 +18,7 @@ import torch
 from trackstar.batching import Batch, Example
 from trackstar.encoder import Encoder
 from trackstar.errors import TrackStarError
-from trackstar.forward_mode import Directions, loss_derivatives
+from trackstar.forward_mode import Directions, check_size, loss_derivatives
 from trackstar.gradients import ProjectingSink, narrow_product
 from trackstar.models import LoadedModel, WeightInfo
 
@@ -83,7 +83,7 @@ def contributions(
     if not documents:
         return []
     projected = encoder.project([query])
-    _refuse(projected.too_large, [query])
+    check_size(projected.too_large, [query])
     of_query = normalise(projected.gradients, encoder.inverse_root, encoder.spec.normalisation, [query])
     check()
     toward_query = pulled_back(of_query.vectors, encoder)  # [1, blocks, d0, d1]
@@ -231,7 +231,7 @@ def _document_pass(encoder: Encoder, documents: Sequence[Example], toward_query:
             found.by_position[i] = by_position[place, : len(documents[i].input_ids)]
             found.by_weight[i] = by_weight[place]
 
-    _refuse(encoder.run(documents, sink, take), documents)
+    check_size(encoder.run(documents, sink, take), documents)
     return found
 
 
@@ -249,10 +249,5 @@ def _query_pass(
         def take(indices: list[int], of_batch: torch.Tensor, sink: ContributionSink = sink) -> None:
             found.extend(sink.contributions[0].double().sum(dim=2).cpu().numpy())
 
-        _refuse(encoder.run([query], sink, take), [query])
+        check_size(encoder.run([query], sink, take), [query])
     return found
-
-
-def _refuse(too_large: dict[int, str], examples: Sequence[Example]) -> None:
-    for i, reason in too_large.items():
-        raise TrackStarError(f"{examples[i].example_id or 'the query'}: {reason}")

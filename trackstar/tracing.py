@@ -293,16 +293,10 @@ class Tracer:
         index = self._state.index
         spec = index.spec
         plain = task_hessian == "none" and spec.preconditioner != "none"
-        source = EncoderSource(
-            spec.to_json(),
-            model if isinstance(model, str) else "",
-            storage.join(index.uri, "second_moments.safetensors") if spec.moments != "none" else None,
-            storage.join(index.uri, "preconditioner") if plain else None,  # the others make their own
-            device,
-            num_threads,
-            allow_low_coverage,
-            storage.join(index.uri, "projections.safetensors") if spec.projection == "whitened" else None,
-        )
+        checkpoint = model if isinstance(model, str) else ""
+        source = EncoderSource.of_index(
+            index.uri, spec, checkpoint, device, num_threads, allow_low_coverage, preconditioned=plain
+        )  # the other task Hessians make their own preconditioner
         encoder = source.of_model(model if isinstance(model, LoadedModel) else source.load_model())
         if plain:
             self._task = TaskPreconditioner(encoder.inverse_root, None, 0.0)

@@ -17,7 +17,7 @@ from functools import cached_property
 
 import torch
 
-from trackstar import second_moments, storage, tensors
+from trackstar import second_moments, tensors
 from trackstar.covariances import CovarianceSums, Part
 from trackstar.errors import TrackStarError
 from trackstar.projection import Side, projection
@@ -67,12 +67,7 @@ def read(uri: str) -> Projections:
     Raises:
         TrackStarError: not such a file.
     """
-    if not storage.exists(uri):
-        raise TrackStarError(f"{uri}: no whitened projections here; run `trackstar fit` first")
-    contents, metadata = tensors.load(uri)
-    if metadata.get("contents") != _CONTENTS:
-        raise TrackStarError(f"{uri}: holds no projections; run `trackstar fit` to write them")
-    return Projections.of_named(contents)
+    return Projections.of_named(tensors.load_contents(uri, _CONTENTS, "whitened projections")[0])
 
 
 def read_for(uri: str, spec: Spec) -> Projections:

@@ -178,7 +178,7 @@ def test_reads_what_it_wrote(tmp_path: Path) -> None:
     with pytest.raises(TrackStarError, match=r"these projections are not the index's; run fit again"):
         whitening.read_for(uri, dataclasses.replace(spec, projection_fingerprint="another"))
     sums.save(uri)
-    with pytest.raises(TrackStarError, match="holds no projections"):
+    with pytest.raises(TrackStarError, match="holds no whitened projections"):
         whitening.read(uri)
 
 

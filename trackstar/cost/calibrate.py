@@ -134,7 +134,7 @@ def scan_rates(
         product = part.product_flops(d)
         measured = dataclasses.replace(rates, unpack_numbers=None).with_measured(  # the scan has it in it
             scan_flops=_rate(product, plain.rows_seconds),
-            rescore_numbers=_rate(part.rescored_pairs() * d, plain.settling_seconds),
+            rescore_numbers=_rate(float(plain.num_scored) * d, plain.settling_seconds),
             merge_entries=_merging(plain, clock),
             fetch_seconds=_fetching(path, plain, clock),
             scan_start_seconds=max(0.0, first.seconds - plain.seconds),
@@ -146,7 +146,7 @@ def scan_rates(
         change = Change(torch.eye(size).expand(blocks, size, size).contiguous(), spec.normalisation)
         changed = timed_scan([path], queries.fold(change), settings, change, clock)
         # Differences of two scans: where noise makes them nothing, the change took at most all of its scan's time.
-        norms, weighed = 2.0 * part.rows * d * size, 2.0 * min(part.rows, part.rescored_pairs()) * d * size
+        norms, weighed = 2.0 * part.rows * d * size, 2.0 * changed.num_weighed * d * size
         settling = changed.settling_seconds - plain.settling_seconds
         return measured.with_measured(
             norm_flops=_rate(norms, changed.rows_seconds - plain.rows_seconds) or _rate(norms, changed.rows_seconds),

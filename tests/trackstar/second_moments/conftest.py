@@ -1,7 +1,7 @@
 """Training runs that are made once."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,14 +9,6 @@ import torch
 
 from tests.tiny_models import tiny_model
 from tests.trackstar.second_moments.training import TrainRun, train
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
