@@ -6,9 +6,11 @@ the relative Frobenius distance of the two, ‖mean − R̃‖ / ‖R̃‖, esti
 ‖mean‖² comes from products of *different* documents alone. R_train, from a sample itself, never fits documents that it has not
 seen exactly; so the number means something only beside that of as many old documents, and that is how it is reported.
 
-Where R_train fits well, old documents' distances are noise about zero, and a ratio of two such numbers says nothing. So new ones
-are held against what chance alone may give, too: two standard deviations of the estimated square, for documents that are like
-R̃. The square is the mean over pairs i ≠ j of h_ij = ⟨x_i x_iᵀ − R̃, x_j x_jᵀ − R̃⟩, whose variance then is 2·E[h²] / (N(N−1)).
+Two things make old documents' distances too small to be held against. Where R_train fits well they are noise about zero, and a
+ratio of two such numbers says nothing. And where many of them are its own sample, it fits them better than any new ones. So new
+documents are held against what chance alone gives, too. The square of a distance is the mean over pairs i ≠ j of
+h_ij = ⟨x_i x_iᵀ − R̃, x_j x_jᵀ − R̃⟩; chance is what it has in mean from R_train's own sample of n documents, E[h_ii] / n, and
+two standard deviations of the estimate, whose variance is 2·E[h_ij²] / (N(N−1)).
 
 Where encodings are normalised block by block, the blocks' norms are not stored. Then directions are compared: the mean of the
 outer product of block b's direction, with R̃ / tr R̃. Where sign bits are stored, the numbers' sizes are gone, and with them what
@@ -25,7 +27,7 @@ import torch
 from trackstar import storage
 from trackstar.encoding_reader import EncodingReader
 from trackstar.index import DataFile, Index
-from trackstar.preconditioner import load_blocks
+from trackstar.preconditioner import load_blocks, num_documents
 
 _FILES = 12
 _OLD_GROUPS = 3
@@ -49,7 +51,7 @@ class Drift:
     old_blocks: tuple[float, ...]
     """Of the old documents, the largest of the groups, block by block."""
     chance: float
-    """What as many documents that R_train fits may show by chance."""
+    """What as many documents may show by chance, if they are like those of the fit: that of its sample, and of theirs."""
 
     @property
     def ratio(self) -> float:
@@ -122,6 +124,7 @@ def measure(index: Index, fresh: Sequence[DataFile], old: Sequence[DataFile], do
                 of_pairs += products
     by_block = np.sqrt(np.maximum(np.array(distances), 0.0) / np.array(norms)[:, None])  # [blocks, groups]
     overall = np.sqrt(np.maximum(np.sum(distances, axis=0), 0.0) / np.sum(norms))  # [groups]
+    of_the_fit = float(of_pairs.diagonal().mean()) / num_documents(storage.join(index.uri, "preconditioner"))
     deviation = np.sqrt(2 * _mean_of_pairs(of_pairs.square_()) / (count * (count - 1)))
     return Drift(
         count,
@@ -129,7 +132,7 @@ def measure(index: Index, fresh: Sequence[DataFile], old: Sequence[DataFile], do
         tuple(overall[1:].tolist()),
         tuple(by_block[:, 0].tolist()),
         tuple(by_block[:, 1:].max(axis=1).tolist()),
-        float(np.sqrt(_DEVIATIONS * deviation / np.sum(norms))),
+        float(np.sqrt((of_the_fit + _DEVIATIONS * deviation) / np.sum(norms))),
     )
 
 

@@ -200,6 +200,12 @@ def load_blocks(folder: str) -> Iterator[tuple[torch.Tensor, torch.Tensor, float
         block += 1
 
 
+def num_documents(folder: str) -> int:
+    """Documents that the saved preconditioner is of."""
+    _, metadata = tensors.load(storage.join(folder, _file_name(0)), only=("eigenvalues",))
+    return int(metadata["count"])
+
+
 def crossing_component(dimension: int) -> int:
     """round(1000 · d / 65,536): where the eigenvalue curves are to cross."""
     return round(1000 * dimension / 65536)

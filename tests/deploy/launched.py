@@ -10,8 +10,9 @@ from deploy.launches import launch_body
 from deploy.settings import EXAMPLE_SETTINGS, Settings
 from pipelines import cli, driver, options, runner
 from pipelines.baseline import RankCorpus
-from pipelines.build_index import EncodeItems
+from pipelines.build_index import EncodeItems, LoadEncoder
 from pipelines.driver import Launch
+from pipelines.elements import OneByOne
 from pipelines.progress import Reporter
 from pipelines.query_parts import EncodeQueries
 from pipelines.rewriting import RewriteItems
@@ -19,6 +20,7 @@ from pipelines.sample_sums import SumOverSample, WhitenOverSample
 from pipelines.scanning import Scan, ScanIndex, WriteResults
 from pipelines.score import ScoreIndex
 from pipelines.second_pass import RescoreEncoded, RescoreStored, TwoPasses
+from pipelines.standing_scans import load_tops
 from pipelines.tail_patch import RunTasks
 from pipelines.verify import VerifyFiles
 from tests import gcs as store
@@ -128,16 +130,22 @@ def transforms(bucket: str) -> dict[str, list[beam.PTransform]]:
         )
     ]
     encode = EncodeItems([item], source, index, reporter)
+    rewrite = RewriteItems([(item, "key")], "{}", index, reporter)
+    compare = OneByOne([None]) | "LoadEncoder" >> beam.ParDo(LoadEncoder(source))
+    ask = EncodeQueries([(f"{index}/part", [query])], source)
+    rank_again = ScanIndex([[]], scan, reporter)
+    named = "StandingSet" >> beam.Create([(index, "q")], reshuffle=False)
+    show = named | "Tops" >> beam.MapTuple(load_tops) | WriteResults([query], "q", f"{bucket}/r.jsonl")
     return {
         "fit": [
             SumOverSample([item, item, item], source, "gram", f"{index}/fit", f"{index}/fit/gram.total"),
             WhitenOverSample([item, item, item], source, [part], f"{index}/fit/sums", "{}", None, f"{index}/fit/made"),
         ],
-        "build-index": [encode],
-        "reindex": [encode, RewriteItems([(item, "key")], "{}", index, reporter)],
-        "score": [EncodeQueries([(f"{index}/part", [query])], source), score, *two_passes],
-        "standing": [ScanIndex([[]], scan, reporter)],
-        "verify": [VerifyFiles([[]], index, "{}", f"{index}/checks", reporter)],
+        "build-index": [encode, rewrite],
+        "reindex": [encode, rewrite, compare, ask, rank_again],
+        "score": [ask, score, *two_passes],
+        "standing": [ask, rank_again, show],
+        "verify": [VerifyFiles([[]], index, "{}", f"{index}/checks", reporter), encode],
         "baseline": [rank],
         "tail-patch": [RunTasks([], patch, reporter)],
     }

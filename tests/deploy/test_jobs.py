@@ -79,6 +79,21 @@ def test_a_large_gpu_is_a_matter_of_one_setting():
     assert "type:nvidia-a100-80gb;count:1;" in parameters["dataflow_service_options"]
 
 
+@pytest.mark.parametrize("command", ["score", "standing"])
+def test_scans_may_take_a_gpu(command):
+    from dataclasses import replace
+
+    from deploy.launches import launch_body
+
+    launch = launch_body(command, replace(settings(), scan_shape="l4"), IMAGE)["launchParameter"]
+    parameters = launch["parameters"]
+    assert parameters["machine_type"] == "g2-standard-8"
+    assert parameters["dataflow_service_options"] == "worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver"
+    assert parameters["experiments"] == "no_use_multiple_sdk_containers"
+    assert parameters["number_of_worker_harness_threads"] == "1"
+    assert "device" not in parameters  # auto: the GPU, where there is one
+
+
 def test_scans_take_the_processors_of_their_machines():
     from dataclasses import replace
 

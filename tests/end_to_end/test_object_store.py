@@ -116,11 +116,11 @@ def twins(world: World, store: tuple[str, Path], tmp_path_factory: pytest.TempPa
     upload(root, bucket)
     local, remote = Place(str(root)), Place(bucket)
     small = ["--block_rows", "6", "--block_columns", "6", "--sample_size", "4000"]
-    assert remote.run("fit", *remote.flags(), *small, "--optimizer_state", remote.of("model")) == 0
+    assert remote.run("fit", *remote.flags(), *small, "--optimizer_state", remote.of("model"), WORKERS) == 0
     for info in storage.list(remote.of("index")):  # a sample is drawn by the shards' names: the twins share one
         storage.copy(info.uri, info.uri.replace(bucket, str(root)))
     assert remote.run("build-index", *remote.flags("[a-d].*"), WORKERS) == 0
-    assert remote.run("reindex", *remote.flags()) == 0
+    assert remote.run("reindex", *remote.flags(), WORKERS) == 0
     assert local.run("build-index", *local.flags()) == 0
     return Twins(remote, local, cache)
 
@@ -243,15 +243,36 @@ def test_a_take_down_and_the_check_of_all_files(
     place = Place(f"{scored.remote.root}/second")
     for name in ("index", "model", "queries.jsonl"):
         storage_copy(scored.remote, place, name)
-    first = json.loads(scored.remote.text("results.jsonl").splitlines()[0])["proponent_ids"][:2]
-    ids = [name.replace("ROOT", scored.remote.root) for name in first]
+    first = json.loads(scored.remote.text("results.jsonl").splitlines()[0])["proponent_ids"]
+    ids = [name.replace("ROOT", scored.remote.root) for name in first if "d.txt" not in name][:2]
     storage.write_bytes(place.of("ids.txt"), "".join(f"{name}\n" for name in ids).encode())
     assert place.run("verify", "--index", place.of("index")) == 0
     assert place.run("remove", "--index", place.of("index"), "--ids", place.of("ids.txt")) == 0
+    assert place.run("remove", "--index", place.of("index"), "--shard", scored.remote.of("corpus/d.*")) == 0
     assert place.score("results.jsonl") == 0
-    assert not set(ids) & set(
-        json.loads(storage.read_bytes(place.of("results.jsonl")).splitlines()[0])["proponent_ids"]
-    )
+    masked = storage.read_bytes(place.of("results.jsonl"))
+    shown = {name for line in masked.splitlines() for name in json.loads(line)["proponent_ids"]}
+    assert len(shown) > 17
+    assert not set(ids) & shown
+    assert not any(name.startswith(scored.remote.of("corpus/d.txt")) for name in shown)
+    capfd.readouterr()
+    assert place.run("remove", "--index", place.of("index"), "--list") == 0
+    assert "2 ids, 0 shards, 2 examples at version 1" in (log := capfd.readouterr().out)
+    assert "0 ids, 1 shards" in log
+    # The next night its bytes go, and results stay as they are.
+    night = ["--index", place.of("index"), "--corpus", scored.remote.of("corpus/*.*"), "--drift_sample", "0"]
+    assert place.run("reindex", *night, "--model", scored.remote.of("model"), "--vacuum_days", "30") == 0
+    index = Index.open(place.of("index"))
+    held = []
+    for info in storage.list(place.of("index/encodings")):
+        if info.uri.endswith(".parquet") and "_delta_log" not in info.uri:
+            with storage.open_input(info.uri) as source:
+                held += pq.read_table(source, columns=["example_id"])["example_id"].to_pylist()
+    assert len(held) == index.snapshot().num_rows == GOOD - 2 - 50
+    assert not set(ids) & set(held)
+    assert place.score("results.jsonl") == 0
+    assert storage.read_bytes(place.of("results.jsonl")) == masked
+    assert place.run("verify", "--index", place.of("index")) == 0
     victim = Index.open(place.of("index")).snapshot().files[0].uri
     storage.write_bytes(victim, storage.read_bytes(victim)[:-100])
     capfd.readouterr()

@@ -103,6 +103,31 @@ def test_chance_is_no_drift(tmp_path: Path) -> None:
     assert deviation == pytest.approx(np.mean([found.chance**2 for found in nights]) / 2, rel=0.4)
 
 
+def test_a_fit_on_many_of_the_old_documents_is_no_drift(tmp_path: Path) -> None:
+    """It fits its own sample better than all others, which are no other documents for that."""
+    old = gradients(360, 3)
+    sums = [(old[:120, b].T @ old[:120, b]).double() / 120 for b in range(2)]
+    preconditioner = Preconditioner.of(sums, 0.1, 120)
+    shape = {"block_rows": 3, "block_columns": 4, "storage": "float32"}
+    index = Index.create(str(tmp_path), make_spec(**shape, preconditioner=preconditioner.fingerprint))
+    preconditioner.save(str(tmp_path / "preconditioner"))
+    add(index, preconditioner, 0, old)
+    nights = []
+    for night in range(1, 16):
+        add(index, preconditioner, night, gradients(100, 50 + night))
+        known, *_, new = sorted(index.snapshot().files, key=lambda file: file.key)
+        found = drift.measure(index, [new], [known], 100)
+        assert isinstance(found, drift.Drift)
+        nights.append(found)
+    assert not any("trackstar fit" in found.describe(1.5) for found in nights)
+    assert sum(found.fresh > 1.5 * max(found.old) for found in nights) >= 3
+    # What the fit's own sample gives is about what they all show.
+    assert np.sqrt(np.mean([found.fresh**2 for found in nights])) == pytest.approx(nights[0].chance, rel=0.35)
+    add(index, preconditioner, 99, gradients(100, 2, torch.linspace(0.1, 3, D)))
+    known, *_, new = sorted(index.snapshot().files, key=lambda file: file.key)
+    assert "trackstar fit" in drift.measure(index, [new], [known], 100).describe(1.5)  # type: ignore[union-attr]
+
+
 def test_the_advice(tmp_path: Path) -> None:
     index, preconditioner = make(tmp_path)
     add(index, preconditioner, 0, gradients(600, 1))

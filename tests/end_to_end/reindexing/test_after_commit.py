@@ -44,16 +44,22 @@ def test_vacuum_keeps_what_snapshots_of_the_retention_need(own: World, capfd) ->
     assert cli.main(["inspect", str(index)]) == 0
 
 
-def test_drift_is_reported(own: World, capfd) -> None:
-    put(own, "f.jsonl", lines("f", sentences(60, 6)))
-    assert run(own) == 0
+def test_drift_is_reported(own: World, tmp_path: Path, capfd) -> None:
+    """As many new documents as a third of the old ones: then all are compared, whatever the files are called."""
+    index = tmp_path / "index"  # fitted on all there is: of the usual one's 120 documents the chance is large
+    assert own.fit(index, "--sample_size", "350") == own.build(index) == 0
+    put(own, "f.jsonl", lines("f", sentences(116, 6)))
+    capfd.readouterr()
+    assert run(own, index=index) == 0
     alike = capfd.readouterr().err
-    assert "drift: the R of 60 new documents is" in alike
+    assert "drift: the R of 116 new documents is" in alike
     assert "trackstar fit" not in alike
-    put(own, "g.jsonl", lines("g", ["zzzz qqqq 0101 " * 20 + str(i) for i in range(60)]))
-    assert run(own) == 0
+    put(own, "g.jsonl", lines("g", ["zzzz qqqq 0101 " * 20 + str(i) for i in range(155)]))
+    assert run(own, index=index) == 0
     assert "`trackstar fit --index NEW …`" in capfd.readouterr().err
-    assert run(own, "--drift_sample", "0") == 0
+    put(own, "h.jsonl", lines("h", sentences(116, 7)))
+    assert run(own, "--drift_sample", "0", index=index) == 0
+    assert "drift: " not in capfd.readouterr().err
 
 
 def test_the_changes_of_a_commit_are_told(own: World, monkeypatch: pytest.MonkeyPatch) -> None:
