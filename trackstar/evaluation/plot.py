@@ -38,10 +38,10 @@ def plot(comparison: Comparison, uri: str) -> None:
 
     Panels for which there are no figures are left out.
     """
+    ending = plot_format(uri)  # before matplotlib, whose absence it explains
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # Without pyplot: no window, no state.
 
-    ending = plot_format(uri)
     at = comparison.settings.at
     overall = [method.overall for method in comparison.methods]
     panels: list[tuple[str, str, list[str], list[list[Estimate | None]]]] = []
