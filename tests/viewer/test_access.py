@@ -2,7 +2,6 @@
 
 import importlib.resources
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,15 +47,13 @@ LOOKS = [(scheme, size) for scheme in ("light", "dark") for size in (WIDE, NARRO
 @pytest.mark.parametrize(
     ("scheme", "size"), LOOKS, ids=lambda value: str(value if isinstance(value, str) else value["width"])
 )
-def test_every_look(view: View, two: dict[str, str], scheme: Any, size: Any, screenshots: Path | None) -> None:
+def test_every_look(view: View, two: dict[str, str], scheme: Any, size: Any) -> None:
     page = view("#words=says&filter=score+%3E+0.2", context={"color_scheme": scheme, "viewport": size}, **two)
     expect(page.locator("#count")).to_contain_text("queries")
     assert _violations(page) == []
     page.locator(".query-row").first.click()
     expect(page.locator(".passage").first).to_be_visible()
     assert _violations(page) == []
-    if screenshots:
-        page.screenshot(path=screenshots / f"compare-{scheme}-{size['width']}.png")
     page.keyboard.press("?")
     assert _violations(page) == []
     page.keyboard.press("Escape")
