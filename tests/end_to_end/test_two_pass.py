@@ -98,7 +98,7 @@ def exact_scores(scene: Scene) -> tuple[list[str], np.ndarray]:
     "flags",
     [
         ["--task_hessian", "none"],
-        ["--direct_num_workers=2", "--scan_bytes", "3000"],
+        ["--scan_bytes", "3000"],
         ["--task_hessian", "identity", "--opponents", "false", "--scan_bytes", "1"],
     ],
 )
@@ -303,6 +303,31 @@ def test_encoded_again_under_a_better_spec(scene: Scene, tmp_path: Path, capfd: 
                 assert text
     assert report(tmp_path / "spec.jsonl")["better_version"] is None
     assert report(tmp_path / "spec.jsonl")["missing"] == []
+
+
+def test_passages_of_split_documents(world: World, tmp_path: Path) -> None:
+    """Several rows a record, known by their ids; later ones are encoded again from the corpus."""
+    (tmp_path / "model").symlink_to(world.model)
+    (tmp_path / "corpus").mkdir()
+    shutil.copy2(world.corpus / "a.jsonl", tmp_path / "corpus")
+    (tmp_path / "queries.jsonl").write_text(json.dumps(QUERIES[0]) + "\n")
+    own = Scene(tmp_path)
+    split = ("--long_documents", "split", "--max_length", "12")
+    own.fit(own.cheap, 2000, *split, "--block_rows", "4", "--block_columns", "4", "--storage", "sign")
+    own.build(own.cheap, 2000)
+    own.fit(own.better, 3500, *split, "--block_rows", "5", "--block_columns", "5")
+    own.build(own.better, 3500)
+    flags = ["--task_hessian", "none", "--over_fetch", "40"]
+    assert own.score(tmp_path / "alone.jsonl", "--task_hessian", "none", index=own.better) == 0
+    assert own.both(tmp_path / "both.jsonl", *flags) == 0
+    found = report(tmp_path / "both.jsonl")
+    assert 120 < found["examples"] < K * 40
+    assert (tmp_path / "both.jsonl").read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
+    assert own.score(tmp_path / "spec.jsonl", "--better_spec", str(own.better), *flags) == 0
+    assert report(tmp_path / "spec.jsonl")["missing"] == []
+    [again], [alone] = results(tmp_path / "spec.jsonl"), results(tmp_path / "alone.jsonl")
+    np.testing.assert_allclose(again.proponents.scores, alone.proponents.scores, rtol=0, atol=2e-4)
+    assert any(name.endswith(("#1", "#2", "#3")) for name in again.proponents.ids)
 
 
 def test_texts_that_are_gone_cannot_be_encoded_again(

@@ -183,6 +183,30 @@ def test_rows_that_are_not_there_are_named(tmp_path: Path) -> None:
     assert "trackstar verify" in missing[0].reason
 
 
+def test_passages_of_one_record_are_told_apart(tmp_path: Path) -> None:
+    names = [f"d{row // 3}#{row % 3}" for row in range(12)]
+    plain = make_encodings(unit_vectors(12, 32), names)
+    encodings = dataclasses.replace(plain, positions=np.arange(12) // 3 * 100)
+    one, _ = make_index(tmp_path / "one", [[encodings]])
+    _, [item] = make_index(tmp_path / "other", [[encodings]], storage="sign")
+    rows = np.array([1, 2, 6, 11])
+    keys = RowKeys.read(one.snapshot().files[0].uri, rows)
+    assert keys.find(EncodingReader(item.uri, 32)).tolist() == rows.tolist()
+    shuffled = [5, 2, 7, 9, 1]
+    _, [item] = make_index(tmp_path / "few", [[_taken(encodings, shuffled)]])
+    assert keys.find(EncodingReader(item.uri, 32)).tolist() == [4, 1, -1, -1]
+
+
+def _taken(encodings: Encodings, rows: list[int]) -> Encodings:
+    fields = {field.name: getattr(encodings, field.name) for field in dataclasses.fields(encodings)}
+    return Encodings(
+        **{
+            name: [value[row] for row in rows] if isinstance(value, list) else value[rows]
+            for name, value in fields.items()
+        }
+    )
+
+
 @pytest.mark.parametrize(
     "changed", [{"num_tokens": np.full(ROWS, 8, np.int32)}, {"loss": np.full(ROWS, 3.5, np.float32)}]
 )
