@@ -383,3 +383,13 @@ def test_segments_do_not_overlap() -> None:
     assert tokens.segments() == [Segment(0, 1, 1.0), Segment(1, 2, 5.0), Segment(2, 3, 4.0)]
     assert tokens.segments("target") == [Segment(0, 1, 0.0), Segment(1, 2, 2.0), Segment(2, 3, 1.0)]
     assert dataclasses.replace(tokens, by_target=None).segments("target") == []
+
+
+def test_directions_of_a_batch_are_those_of_its_examples() -> None:
+    matrices, scales = torch.randn(4, 2, 3, 5), torch.randn(4, 2)
+    some = Directions(matrices, scales).of([3, 1])
+    assert torch.equal(some.matrices, torch.stack([matrices[3], matrices[1]]))
+    assert torch.equal(some.scales, torch.stack([scales[3], scales[1]]))
+    shared = Directions(matrices[:1], scales).of([3, 1])
+    assert torch.equal(shared.matrices, matrices[:1])
+    assert torch.equal(shared.scales, some.scales)
