@@ -17,7 +17,6 @@ import apache_beam as beam
 from pipelines import cli, cost_flags, costs, flag_types, options, runner
 from pipelines.build_index import encoder_source
 from pipelines.cost_flags import add_cost_arguments
-from pipelines.elements import group_files
 from pipelines.model_flags import add_model_arguments
 from pipelines.progress import Progress, Reporter, say
 from pipelines.query_parts import encode_queries
@@ -36,6 +35,7 @@ from trackstar.cost.basis import Basis
 from trackstar.cost.commands import Estimated, estimate_score
 from trackstar.devices import choose_device
 from trackstar.encoder import EncoderSource
+from trackstar.file_groups import group_files
 from trackstar.index import DataFile, Index, Snapshot
 from trackstar.query_encoding import prepare_queries, queries_key
 from trackstar.removed_items import load_removals

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import apache_beam as beam
 
 from pipelines import runner
-from pipelines.elements import group_files
 from pipelines.progress import Progress, say
 from pipelines.query_parts import encode_queries
 from pipelines.scan_flags import Scanning
@@ -17,6 +16,7 @@ from trackstar.cost.commands import Estimated, PlannedScan, estimate_scans
 from trackstar.devices import choose_device
 from trackstar.encoder import EncoderSource
 from trackstar.errors import TrackStarError
+from trackstar.file_groups import group_files
 from trackstar.index import DataFile, Index
 from trackstar.queries import QuerySet
 from trackstar.query_encoding import prepare_queries, queries_key

@@ -15,7 +15,6 @@ import apache_beam as beam
 
 from pipelines import cli, runner
 from pipelines.build_index import encoder_source
-from pipelines.elements import group_files
 from pipelines.progress import Progress, Reporter, say
 from pipelines.query_parts import encode_queries
 from pipelines.scan_flags import over_fetch, query_set_of
@@ -27,6 +26,7 @@ from trackstar.cost.commands import Estimated
 from trackstar.cost.two_pass import PlannedPasses, estimate_two_pass
 from trackstar.devices import choose_device
 from trackstar.encoder import EncoderSource
+from trackstar.file_groups import group_files
 from trackstar.index import DataFile, Index, Snapshot
 from trackstar.index_pair import IndexPair
 from trackstar.queries import QuerySet

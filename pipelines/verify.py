@@ -18,11 +18,12 @@ from apache_beam.metrics import Metrics
 from pipelines import cli, cost_flags, flag_types, heavy, options, runner
 from pipelines.corpus import add_corpus_arguments
 from pipelines.cost_flags import add_cost_arguments
-from pipelines.elements import OneByOne, group_files
+from pipelines.elements import OneByOne
 from pipelines.model_flags import add_model_arguments
 from pipelines.progress import Progress, Reporter, say
 from trackstar import storage, verification
 from trackstar.errors import TrackStarError
+from trackstar.file_groups import group_files
 from trackstar.index import Index
 from trackstar.spec import Spec
 from trackstar.verification import Check, Finding

@@ -145,9 +145,10 @@ class HeldRows:
         """Numbers of rows in their files."""
         return in_chunk + np.array([held.chunk.row for held in self._held])[place]
 
-    def _row_pairs(self, pairs: Pairs) -> Iterator[tuple[np.ndarray, RowPairs]]:
+    def _row_pairs(
+        self, pairs: Pairs, place: np.ndarray, in_chunk: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, RowPairs]]:
         """The pairs by the type of what is stored: which ones, and where their rows are."""
-        place, in_chunk = self._places(pairs)
         matrices = [held.chunk.stored.matrix for held in self._held]
         for dtype in sorted({matrix.dtype for matrix in matrices}, key=str):
             chosen = np.flatnonzero(np.array([matrix.dtype == dtype for matrix in matrices])[place])
@@ -157,9 +158,9 @@ class HeldRows:
     def _scores(self, pairs: Pairs) -> np.ndarray:
         """The float64 scores of `pairs`, [P]."""
         products = np.empty((len(pairs), len(self._parts)))
-        for of_type, row_pairs in self._row_pairs(pairs):
-            products[of_type] = exact_products(self.vectors, self._parts, row_pairs)
         place, in_chunk = self._places(pairs)
+        for of_type, row_pairs in self._row_pairs(pairs, place, in_chunk):
+            products[of_type] = exact_products(self.vectors, self._parts, row_pairs)
         self._multiply_factors(products, place, in_chunk)
         file_row = self._file_rows(place, in_chunk)
         for file in {held.file.uri: held.file for held in self._held}.values():

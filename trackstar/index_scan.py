@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
+from trackstar.file_groups import group_files
 from trackstar.index import DataFile
 from trackstar.kept_files import KeptFiles
 from trackstar.passages import fetch_rows
@@ -66,7 +67,7 @@ class IndexScan:
         """
         total, done, num_examples = sum(file.num_bytes for file in self._files), 0, 0
         yield TraceProgress("scanning", 0, total, 0)
-        for group in _groups(self._files):
+        for group in group_files(self._files, _GROUP_BYTES) if self._files else []:
             uris = [file.uri for file in group]
             found = scan_files(
                 uris, self._queries, self._settings, self._change, self._removals, self._kept.open, self._limit
@@ -109,17 +110,3 @@ def read_ranking(top: TopK) -> tuple[RankedExample, ...]:
                 row=rows[at],
             )
     return tuple(found[place] for place in range(len(top)))
-
-
-def _groups(files: Sequence[DataFile]) -> Iterator[list[DataFile]]:
-    """Neighbouring files, as many as stay under `_GROUP_BYTES`; at least one."""
-    group: list[DataFile] = []
-    size = 0
-    for file in files:
-        if group and size + file.num_bytes > _GROUP_BYTES:
-            yield group
-            group, size = [], 0
-        group.append(file)
-        size += file.num_bytes
-    if group:
-        yield group
