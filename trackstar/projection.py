@@ -1,4 +1,5 @@
-"""Counter-based random projections: the same bits on every machine, thread count, process and device.
+"""Counter-based random projections: the same bits on every machine, thread count, process and device; and orthogonal ones made
+of them.
 
 An entry is a function of (seed, weight name, side, row, column) alone: Philox 4x32-10 (Salmon et al., SC 2011) with the
 first three as key and the last two as counter, then Box-Muller. The normal variates use only +, −, ×, ÷ and square root,
@@ -39,6 +40,33 @@ def projection(seed: int, weight: str, side: Side, rows: int, columns: int) -> t
         for start in range(0, rows, _ROWS_AT_ONCE)
     ]
     return torch.from_numpy((np.concatenate(parts) / math.sqrt(columns)).astype(np.float32))
+
+
+def orthogonal_projection(seed: int, weight: str, side: Side, rows: int, columns: int) -> torch.Tensor:
+    """L_i or R_i with orthogonal columns of equal norms, uniformly distributed: the Gaussian ones, orthonormalised.
+
+    E L Lᵀ = I as of independent entries, but what a projection adds to an inner product by chance falls to about 1 − columns/rows
+    of theirs in variance, and to nothing where all directions are kept. Beyond `rows` columns begins another orthogonal set.
+
+    Args:
+        seed: The spec's projection seed.
+        weight: Name of the weight.
+        side: As for `projection`.
+        rows: m or n.
+        columns: d₀ or d₁. A wider projection has a narrower one's entries as its first columns, up to the scale.
+
+    Returns:
+        float64 [rows, columns] on the CPU; the last bits depend on the machine's linear algebra.
+    """
+    gaussian = projection(seed, weight, side, rows, columns).double()
+    sets = [_orthonormal(gaussian[:, start : start + rows]) for start in range(0, columns, rows)]
+    return torch.cat(sets, dim=1) * math.sqrt(rows / columns)
+
+
+def _orthonormal(columns: torch.Tensor) -> torch.Tensor:
+    """Gram and Schmidt's basis of some columns, [m, k] with k ≤ m: the first k of it are that of the first k columns."""
+    basis, triangle = torch.linalg.qr(columns)
+    return basis * torch.sign(torch.diagonal(triangle))
 
 
 def standard_normal(key: tuple[int, int], first_row: int, last_row: int, columns: int) -> np.ndarray:

@@ -1,10 +1,10 @@
-"""Projections that the data chose: Gaussian ones behind the inverse roots of the covariances of both sides of a weight.
+"""Projections that the data chose: orthogonal ones behind the inverse roots of the covariances of both sides of a weight.
 
     E_i = L'_iᵀ G_i R'_i,   L'_i = (C_s + δ_s I)^(-1/2) L_i,   R'_i = (C_a + δ_a I)^(-1/2) R_i
 
-with L_i and R_i of `projection`, C_s and C_a of `covariances`, and δ = damping · mean eigenvalue of each. They are applied as
-quickly as Gaussian ones. Factored second moments, G ⊘ √V = D_s G D_a with diagonal D, are folded in: the covariances are then
-those of D_s s and D_a a, and L' = D_s (D_s C_s D_s + δ I)^(-1/2) L. Exact ones are not: there G̃ = G ⊘ (√V + ε) is projected.
+with L_i and R_i of `orthogonal_projection`, C_s and C_a of `covariances`, and δ = damping · mean eigenvalue of each. They are
+applied as quickly as Gaussian ones. Factored second moments, G ⊘ √V = D_s G D_a with diagonal D, are folded in: covariances are
+then those of D_s s and D_a a, and L' = D_s (D_s C_s D_s + δ I)^(-1/2) L. Exact ones are not: there G̃ = G ⊘ (√V + ε) is projected.
 
 A Kronecker-factored covariance of vec(G̃) is C_s ⊗ C_a divided by the trace that both have: so C_a is divided by it, and a
 weight has the same share in a block that several are pooled in, whatever the size of its gradients.
@@ -20,7 +20,7 @@ import torch
 from trackstar import second_moments, tensors
 from trackstar.covariances import CovarianceSums, Part
 from trackstar.errors import TrackStarError
-from trackstar.projection import Side, projection
+from trackstar.projection import Side, orthogonal_projection
 from trackstar.second_moments import Exact, SecondMoments
 from trackstar.spec import Spec
 
@@ -156,16 +156,16 @@ def folded(
     plain: DampedPower | None = None
     results = {}
     for name in part.serves:
-        gaussian = projection(spec.projection_seed, name, part.side, part.size, columns).double()
+        directions = orthogonal_projection(spec.projection_seed, name, part.side, part.size, columns)
         scale = None if part.exact else factored_scale(moments, name, part.side)
         if exponent == 0:
-            result = gaussian if scale is None else scale[:, None] * gaussian
+            result = directions if scale is None else scale[:, None] * directions
         elif scale is None:
             plain = plain or DampedPower(covariance, spec.whitening_damping)
-            result = plain.apply(exponent, gaussian)
+            result = plain.apply(exponent, directions)
         else:
             scaled = DampedPower(scale[:, None] * covariance * scale, spec.whitening_damping)
-            result = scale[:, None] * scaled.apply(exponent, gaussian)
+            result = scale[:, None] * scaled.apply(exponent, directions)
         results[f"{name}.{part.side}"] = result.float()
     return results
 

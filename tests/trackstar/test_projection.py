@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import torch
 
-from trackstar.projection import _cos_sin_turns, _log, philox4x32, projection
+from trackstar.projection import _cos_sin_turns, _log, orthogonal_projection, philox4x32, projection
 
 # Known answers of Philox 4x32-10 from the Random123 distribution.
 _ZEROS = (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)
@@ -113,3 +113,42 @@ def test_projected_products_are_unbiased_and_sharpen_with_dimension() -> None:
         spread.append(values.std() / scale)
     # The error falls as 1/√d: d grows 16 times, so the spread falls 4 times.
     assert 2.8 < spread[0] / spread[1] < 5.6
+
+
+def test_orthogonal_columns_and_nesting() -> None:
+    """Within a set of as many columns as rows all are orthogonal; a narrower one is cut out of a wider one."""
+    wide = orthogonal_projection(3, "w", "left", 12, 30)
+    gram = wide.T @ wide * 30 / 12
+    for start, end in ((0, 12), (12, 24), (24, 30)):
+        torch.testing.assert_close(gram[start:end, start:end], torch.eye(end - start, dtype=torch.float64))
+    assert gram[:12, 12:24].abs().max() > 0.1  # the next set is another one
+    narrow = orthogonal_projection(3, "w", "left", 12, 17)
+    torch.testing.assert_close(narrow * (17 / 30) ** 0.5, wide[:, :17])
+    torch.testing.assert_close(wide[:, :24] @ wide[:, :24].T, 24 / 30 * torch.eye(12, dtype=torch.float64))
+
+
+def test_orthogonal_directions_are_those_of_the_gaussian_ones() -> None:
+    gaussian = projection(3, "w", "left", 12, 5).double()
+    found = orthogonal_projection(3, "w", "left", 12, 5)
+    for count in range(1, 6):
+        onto = torch.linalg.lstsq(gaussian[:, :count], found[:, :count]).solution
+        torch.testing.assert_close(gaussian[:, :count] @ onto, found[:, :count])
+
+
+def test_orthogonal_products_are_unbiased_and_vary_less() -> None:
+    """Over many draws: mean xᵀ L Lᵀ y = xᵀ y, and the variance near 1 − columns/rows of the Gaussian one's."""
+    x, y = torch.randn(2, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    draws = {
+        make: torch.tensor(
+            [
+                float(x @ made @ made.T @ y)
+                for seed in range(2000)
+                for made in [make(seed, "w", "left", 20, 15).double()]
+            ]
+        )
+        for make in (projection, orthogonal_projection)
+    }
+    for found in draws.values():
+        assert abs(found.mean() - x @ y) <= 4 * found.std() / 2000**0.5
+    ratio = draws[orthogonal_projection].var() / draws[projection].var()
+    assert 0.15 < ratio < 0.35

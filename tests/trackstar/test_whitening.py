@@ -16,7 +16,7 @@ from trackstar.covariances import Part
 from trackstar.encoder import Encoder
 from trackstar.errors import TrackStarError
 from trackstar.models import LoadedModel, prepare_model
-from trackstar.projection import projection
+from trackstar.projection import Side, projection
 from trackstar.second_moments import SecondMoments
 from trackstar.spec import Spec
 from trackstar.whitening import DampedPower, Projections
@@ -41,6 +41,19 @@ def make_whitened(
     projections = whitening.whitened(*covariances(plain, sample), spec, moments, *exponents)
     spec = dataclasses.replace(spec, projection_fingerprint=projections.fingerprint)
     return Encoder(loaded, spec, moments, None, projections)
+
+
+def orthogonal(weight: str, side: Side, rows: int, columns: int) -> torch.Tensor:
+    """Gram and Schmidt, column by column: against those before it in its set of `rows`."""
+    gaussian = projection(0, weight, side, rows, columns).double()
+    found = torch.zeros_like(gaussian)
+    for column in range(columns):
+        left = gaussian[:, column].clone()
+        for _ in range(2):  # once leaves rounding
+            for other in range(column // rows * rows, column):
+                left -= (left @ found[:, other]) * found[:, other]
+        found[:, column] = left / left.norm()
+    return found * (rows / columns) ** 0.5
 
 
 def inverse_root(covariance: torch.Tensor) -> torch.Tensor:
@@ -68,8 +81,8 @@ def test_equals_whitening_the_whole_gradient(name: str, sides: tuple[int, int], 
         for weight, (a, s) in plain_tokens(exact, example).items():
             gradient, _, _ = corrected_gradient(a, s, weight, moments)
             white = roots[weight][0] @ gradient @ roots[weight][1]
-            left = projection(0, weight, "left", white.shape[0], sides[0]).double()
-            right = projection(0, weight, "right", white.shape[1], sides[1]).double()
+            left = orthogonal(weight, "left", white.shape[0], sides[0])
+            right = orthogonal(weight, "right", white.shape[1], sides[1])
             expected[encoder.layout.block_of[weight]] += left.T @ white @ right
         assert (found[number] - expected.flatten(1)).norm() <= 2e-4 * expected.norm()
 
@@ -83,11 +96,11 @@ def test_whitened_tokens_have_the_identity_as_covariance(kind: str) -> None:
     parts, sums = covariances(plain, examples(60, seed=4))
     spec = dataclasses.replace(whitened_spec(plain), whitening_damping=1e-6)
     made = whitening.whitened(parts, sums, spec, moments)
-    gaussian = whitening.whitened(parts, sums, spec, None, 0, 0)
+    unwhitened = whitening.whitened(parts, sums, spec, None, 0, 0)
     for part in parts:
         for name in part.serves:
             side = 0 if part.side == "left" else 1
-            white, plain_side = made.by_weight[name][side].double(), gaussian.by_weight[name][side].double()
+            white, plain_side = made.by_weight[name][side].double(), unwhitened.by_weight[name][side].double()
             expected = plain_side.T @ plain_side
             found = white.T @ sums.mean(part.key) @ white
             assert (found - expected).norm() <= 0.01 * expected.norm()
@@ -104,21 +117,35 @@ def test_a_kronecker_factored_gradient_becomes_white() -> None:
     named |= whitening.folded(Part("w", "right", 9, ("w",), True), right_covariance, spec, None)
     left, right = named["w.left"].double(), named["w.right"].double()
     found = torch.kron(left.T @ a @ a.T @ left, right.T @ b.T @ b @ right)  # covariance of vec(L'ᵀ G R')
-    plain_left, plain_right = projection(0, "w", "left", 7, 6).double(), projection(0, "w", "right", 9, 5).double()
+    plain_left, plain_right = orthogonal("w", "left", 7, 6), orthogonal("w", "right", 9, 5)
     expected = torch.kron(plain_left.T @ plain_left, plain_right.T @ plain_right)
     assert (found - expected).norm() <= 1e-4 * expected.norm()
 
 
 @pytest.mark.parametrize("kind", ["none", "factored", "exact"])
-def test_exponent_zero_is_gaussian(kind: str) -> None:
+def test_exponent_zero_whitens_nothing(kind: str) -> None:
+    """With as many directions as a side has, an orthogonal projection keeps every inner product: nothing is left to chance."""
     loaded = prepare_model(tiny_model("llama"))
     moments = random_moments(loaded.weights, kind)
     sample, asked = examples(10, seed=4), examples(4, seed=2)
-    gaussian = make_encoder(loaded, moments=moments).project(asked).gradients
-    found = make_whitened(loaded, sample, moments, (0.0, 0.0)).project(asked).gradients
-    assert (found - gaussian).norm() <= 1e-5 * gaussian.norm()
+    sides = {"block_rows": 224, "block_columns": 224, "layout": "weights"}
+    plain = make_whitened(loaded, sample, moments, (0.0, 0.0), **sides).project(asked).gradients
+    exact = torch.zeros(4, 4, len(loaded.weights), dtype=torch.float64)
+    model = prepare_model(tiny_model("llama", dtype=torch.float64))
+    tokens = [plain_tokens(model, example) for example in asked]
+    for number, weight in enumerate(loaded.weights):
+        of_weight = torch.stack(
+            [corrected_gradient(*t[weight.name], weight.name, moments)[0].flatten() for t in tokens]
+        )
+        exact[:, :, number] = of_weight @ of_weight.T
+        assert {weight.outputs, weight.inputs} <= {16, 32, 56}  # divisors of 224: whole sets of directions
+    found = torch.einsum("qwd,nwd->qnw", plain.double(), plain.double())
+    assert (found - exact).norm() <= 2e-4 * exact.norm()
     left, both = (make_whitened(loaded, sample, moments, (-0.5, p)).project(asked).gradients for p in (0.0, -0.5))
-    distances = [(x / x.norm() - y / y.norm()).norm() for x, y in ((left, gaussian), (left, both), (both, gaussian))]
+    unwhitened = make_whitened(loaded, sample, moments, (0.0, 0.0)).project(asked).gradients
+    distances = [
+        (x / x.norm() - y / y.norm()).norm() for x, y in ((left, unwhitened), (left, both), (both, unwhitened))
+    ]
     assert min(distances) > 0.05  # one side alone is neither
 
 

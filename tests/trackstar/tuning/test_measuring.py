@@ -13,7 +13,7 @@ from tests.trackstar.test_gradients import examples, random_moments
 from trackstar.encoder import Encoder, precondition_and_normalise
 from trackstar.models import prepare_model
 from trackstar.preconditioner import GramSum, Preconditioner, mix, mixing_weight
-from trackstar.projection import projection
+from trackstar.projection import orthogonal_projection
 from trackstar.spec import Spec
 from trackstar.stored_forms import FORMS
 from trackstar.tuning import measuring
@@ -74,18 +74,18 @@ def test_narrow_encodings_are_cut_out_of_wide_ones(materials: Materials, project
 
 
 @pytest.mark.parametrize("moments", ["none", "factored", "exact"])
-def test_roots_are_what_whitened_projections_put_before_gaussian_ones(materials: Materials, moments: str) -> None:
+def test_roots_are_what_whitened_projections_put_before_orthogonal_ones(materials: Materials, moments: str) -> None:
     spec = candidate(Family("whitened", moments=moments), 5, 7).spec
     found: Projections = materials.projections(spec)
     roots = materials.roots(moments)
     for weight in LOADED.weights:
         left, right = roots(weight)
-        of_left = projection(spec.projection_seed, weight.name, "left", weight.outputs, 5).double()
-        of_right = projection(spec.projection_seed, weight.name, "right", weight.inputs, 7).double()
-        for root, gaussian, whitened in zip(
+        of_left = orthogonal_projection(spec.projection_seed, weight.name, "left", weight.outputs, 5)
+        of_right = orthogonal_projection(spec.projection_seed, weight.name, "right", weight.inputs, 7)
+        for root, directions, whitened in zip(
             (left.T, right), (of_left, of_right), found.by_weight[weight.name], strict=True
         ):
-            expected = root @ gaussian
+            expected = root @ directions
             assert (whitened.double() - expected).norm() <= 1e-4 * expected.norm()
 
 
