@@ -18,6 +18,7 @@ from pipelines.progress import say
 from pipelines.sample_sums import SumOverSample, WhitenOverSample
 from trackstar import checkpoint_files, covariances, fitting, sample_sums, second_moments, storage, whitening
 from trackstar.amounts import human_bytes
+from trackstar.attributed import attributing
 from trackstar.cost.basis import Basis
 from trackstar.cost.commands import Estimated, estimate_fit
 from trackstar.cost.skeleton import load_skeleton
@@ -40,7 +41,6 @@ SPEC_DEFAULTS = {
     "projection_seed": 0,
     "whitening_damping": 0.1,
     "damping": 0.1,
-    "storage": "bfloat16",
     "stores_text": True,
 }
 _SMALL_SIDE = 4
@@ -57,16 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="optimizer.pt of a Trainer checkpoint (AdamW, Adafactor), its folder, or a safetensors file by weight name",
     )
     group = parser.add_argument_group("what an encoding is (kept in the index's spec)")
-    group.add_argument(
-        "--moments",
-        choices=("auto", "none", "factored", "exact"),
-        default="auto",
-        help="second moments: auto takes them as the optimizer state has them, or estimates exact ones without one; "
-        "factored keeps row and column means of them, which makes encoding cheaper",
-    )
-    group.add_argument(
-        "--preconditioner", choices=("train", "none"), default="train", help="R_train, or none (for comparisons)"
-    )
     group.add_argument(
         "--model_dtype", choices=("float32", "bfloat16"), default="float32", help="type the model runs in"
     )
@@ -92,11 +82,19 @@ def _add_recipe_arguments(group: argparse._ActionsContainer) -> None:
         "--recipe",
         choices=tuple(RECIPES),
         default="default",
-        help="what the next six flags are where they are not given: default (--layout weights --normalisation block "
-        "--projection gaussian, sizes from --dimension; measured best), or paper (--layout blocks --normalisation vector "
-        "--projection gaussian, blocks of 64×64)",
+        help="what the next nine flags are where they are not given; "
+        + "; ".join(f"{name}: {recipe.describe()}" for name, recipe in RECIPES.items()),
     )
-    options.add_field_arguments(group, Spec, dict.fromkeys(("layout", "normalisation", "projection")))
+    options.add_field_arguments(
+        group, Spec, dict.fromkeys(("attributed", "layout", "normalisation", "projection", "storage"))
+    )
+    group.add_argument(
+        "--moments",
+        choices=("auto", "none", "factored", "exact"),
+        help="second moments: auto takes them as the optimizer state has them, or estimates exact ones without one; factored "
+        "keeps row and column means of them, which makes encoding cheaper. --optimizer_state alone means auto",
+    )
+    group.add_argument("--preconditioner", choices=("train", "none"), help="R_train, or none")
     group.add_argument(
         "--dimension",
         type=flag_types.positive,
@@ -114,8 +112,32 @@ def _add_recipe_arguments(group: argparse._ActionsContainer) -> None:
         )
 
 
+def _with_recipe(args: argparse.Namespace) -> argparse.Namespace:
+    """The flags with what the recipe decides.
+
+    Raises:
+        TrackStarError: they contradict each other.
+    """
+    if args.moments == "none" and args.optimizer_state:
+        raise TrackStarError("--moments none contradicts --optimizer_state: leave one of them out")
+    recipe = RECIPES[args.recipe]
+    decided = {
+        "attributed": args.attributed or recipe.attributed,
+        "layout": args.layout or recipe.layout,
+        "normalisation": args.normalisation or recipe.normalisation,
+        "projection": args.projection or recipe.projection,
+        "storage": args.storage or recipe.storage,
+        "moments": args.moments or ("auto" if args.optimizer_state else recipe.moments),
+        "preconditioner": args.preconditioner or recipe.preconditioner,
+        "block_rows": _side(args.block_rows, recipe.block_rows),
+        "block_columns": _side(args.block_columns, recipe.block_columns),
+    }
+    return argparse.Namespace(**{**vars(args), **decided})
+
+
 def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     """Fits; a second run with the same settings finds the work done."""
+    args = _with_recipe(args)
     if cost_flags.wanted(args):
         return costs.dry_run(args, beam_args, lambda basis: estimate(args, beam_args, basis))
     fit = _Fit(args, beam_args)
@@ -134,7 +156,6 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
 def estimate(args: argparse.Namespace, beam_args: Sequence[str], basis: Basis) -> Estimated:
     """What fitting would take. An optimizer's state is not read: its moments are taken for exact ones, unless --moments says
     otherwise; nor is an index that is there already."""
-    _check_moments(args)
     shards, items = planned(args)
     tasks = fitting.choose_sample(items, args.sample_size, args.sample_tasks, args.sample_seed)
     loaded = (
@@ -142,6 +163,7 @@ def estimate(args: argparse.Namespace, beam_args: Sequence[str], basis: Basis) -
         if basis.calibrates
         else load_skeleton(args.model, args.model_dtype)
     )
+    loaded = attributing(loaded, args.attributed)
     say(loaded.coverage.describe())
     spec = _make_spec(args, loaded, None, args.moments != "none")
     plain = fitting.stage_spec(spec, moments=False, projections=False)
@@ -162,22 +184,18 @@ def _local_workers(beam_args: Sequence[str]) -> int | None:
     return runner.num_local_workers(beam_args) if runner.is_local(beam_args) else None
 
 
-def _check_moments(args: argparse.Namespace) -> None:
-    if args.moments == "none" and args.optimizer_state:
-        raise TrackStarError("--moments none contradicts --optimizer_state: leave one of them out")
-
-
 def _make_spec(args: argparse.Namespace, loaded: LoadedModel, moments: SecondMoments | None, pending: bool) -> Spec:
     """The spec, as far as it is known; `pending`: moments are still to be found out."""
-    recipe = RECIPES[args.recipe]
-    layout = args.layout or recipe.layout
-    rows, columns = _side(args.block_rows, recipe.block_rows), _side(args.block_columns, recipe.block_columns)
-    rows, columns = block_shape(loaded.weights, layout, args.layer_groups, args.dimension, rows, columns)
+    rows, columns = block_shape(
+        loaded.weights, args.layout, args.layer_groups, args.dimension, args.block_rows, args.block_columns
+    )
     spec = fitting.make_spec(
         loaded,
-        layout=layout,
-        normalisation=args.normalisation or recipe.normalisation,
-        projection=args.projection or recipe.projection,
+        attributed=args.attributed,
+        layout=args.layout,
+        normalisation=args.normalisation,
+        projection=args.projection,
+        storage=args.storage,
         block_rows=rows,
         block_columns=columns,
         max_length=args.max_length,
@@ -205,11 +223,11 @@ class _Fit:
 
     def __init__(self, args: argparse.Namespace, beam_args: list[str]):
         self.args, self.beam_args = args, beam_args
-        _check_moments(args)
         self.shards, items = planned(args)
         self.tasks = fitting.choose_sample(items, args.sample_size, args.sample_tasks, args.sample_seed)
         self.checkpoint = checkpoint_files.fingerprints(args.model)
         loaded = load_model(args.model, args.model_dtype, "cpu", args.allow_low_coverage)
+        loaded = attributing(loaded, args.attributed)
         say(loaded.coverage.describe())
         self.weights = loaded.weights
         self.moments: SecondMoments | None = None

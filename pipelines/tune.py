@@ -214,6 +214,7 @@ def _template(args: argparse.Namespace, loaded: LoadedModel, moments: SecondMome
     return fitting.make_spec(
         loaded,
         max_length=args.max_length,
+        attributed="all",
         layout="weights",
         block_rows=1,
         block_columns=1,

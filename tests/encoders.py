@@ -13,6 +13,7 @@ def make_encoder(loaded: LoadedModel, moments: SecondMoments | None = None, **se
         "long_documents": "truncate",
         "append_eos": False,
         "batch_tokens": 256,
+        "attributed": "all",
         "layout": "blocks",
         "layer_groups": 8,
         "block_rows": 6,

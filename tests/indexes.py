@@ -24,6 +24,7 @@ def make_spec(**fields: object) -> Spec:
         "long_documents": "truncate",
         "append_eos": True,
         "batch_tokens": 64,
+        "attributed": "all",
         "layout": "blocks",
         "layer_groups": 1,
         "block_rows": 4,

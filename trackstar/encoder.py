@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from trackstar import second_moments, storage, threads, whitening
+from trackstar.attributed import attributing
 from trackstar.batching import Example, collate, plan_batches
 from trackstar.device_memory import BatchLimit, explained
 from trackstar.devices import choose_device
@@ -69,7 +70,9 @@ class Encoder:
                 f"the spec's projections are {spec.projection}, and whitened ones were "
                 f"{'given' if projections is not None else 'not given'}"
             )
+        loaded = attributing(loaded, spec.attributed)
         self.loaded = loaded
+        """The model with the spec's weights."""
         self.spec = spec
         self.layout = block_layout(loaded.weights, spec.layout, spec.layer_groups)
         self.inverse_root = None if inverse_root is None else inverse_root.to(loaded.device)
@@ -269,7 +272,8 @@ class EncoderSource:
         spec = Spec.from_json(self.spec_json)
         moments = None
         if self.moments_uri is not None:
-            moments = second_moments.read(self.moments_uri).select(loaded.weights)
+            weights = attributing(loaded, spec.attributed).weights
+            moments = second_moments.read(self.moments_uri).select(weights)
             if moments.fingerprint != spec.moments_fingerprint:
                 raise TrackStarError(f"{self.moments_uri}: these second moments are not the index's; run fit again")
         projections = whitening.read_for(self.projections_uri, spec) if self.projections_uri is not None else None

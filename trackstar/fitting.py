@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import psutil
 
 from trackstar import second_moments
+from trackstar.attributed import attributing
 from trackstar.batching import Example
 from trackstar.corpus import Record, WorkItem, read
 from trackstar.covariances import Part
@@ -58,6 +59,7 @@ def make_spec(
     long_documents: str,
     append_eos: bool,
     batch_tokens: int,
+    attributed: str,
     layout: str,
     layer_groups: int,
     block_rows: int,
@@ -108,11 +110,12 @@ def make_spec(
         long_documents=long_documents,
         append_eos=append_eos,
         batch_tokens=batch_tokens,
+        attributed=attributed,
         layout=layout,
         layer_groups=layer_groups,
         block_rows=block_rows,
         block_columns=block_columns,
-        num_blocks=len(block_layout(loaded.weights, layout, layer_groups).names),
+        num_blocks=len(block_layout(attributing(loaded, attributed).weights, layout, layer_groups).names),
         projection=projection,
         projection_seed=projection_seed,
         projection_fingerprint=PENDING if is_whitened else "",

@@ -62,7 +62,9 @@ class Coverage:
     total: int
     """Parameters outside embeddings and LM head."""
     left_out: tuple[str, ...]
-    """Matrices outside embeddings and LM head that are not attributed, with the reason."""
+    """Matrices outside embeddings and LM head that cannot be attributed, with the reason."""
+    chosen: str = "all"
+    """Which of those that can be are."""
 
     @property
     def share(self) -> float:
@@ -71,7 +73,10 @@ class Coverage:
 
     def describe(self) -> str:
         """One line, plus one for each matrix that is left out (the first ten)."""
-        lines = [f"attributed: {self.attributed:,} of {self.total:,} non-embedding parameters ({self.share:.1%})"]
+        which = "" if self.chosen == "all" else f"{self.chosen} (--attributed), "
+        lines = [
+            f"attributed: {which}{self.attributed:,} of {self.total:,} non-embedding parameters ({self.share:.1%})"
+        ]
         lines += [f"  left out: {line}" for line in self.left_out[:10]]
         if len(self.left_out) > 10:
             lines.append(f"  and {len(self.left_out) - 10} more")
@@ -147,8 +152,15 @@ def find_weights(model: nn.Module) -> tuple[WeightInfo, ...]:
     return tuple(found.values())
 
 
-def measure_coverage(model: nn.Module, weights: Sequence[WeightInfo]) -> Coverage:
-    """Compares the attributed weights with all parameters outside embeddings and LM head."""
+def measure_coverage(model: nn.Module, weights: Sequence[WeightInfo], chosen: str = "all") -> Coverage:
+    """Compares the attributed weights with all parameters outside embeddings and LM head.
+
+    Args:
+        model: The model.
+        weights: Those attributed.
+        chosen: Which they are, where a choice leaves out others that could be.
+    """
+    possible = {weight.name for weight in find_weights(model)}
     embeddings = {id(parameter) for module in _embedding_modules(model) for parameter in module.parameters()}
     attributed = {weight.name for weight in weights}
     covered, total, left_out = 0, 0, []
@@ -158,10 +170,10 @@ def measure_coverage(model: nn.Module, weights: Sequence[WeightInfo]) -> Coverag
         total += parameter.numel()
         if name in attributed:
             covered += parameter.numel()
-        elif parameter.ndim >= 2:
+        elif parameter.ndim >= 2 and name not in possible:
             reason = "not a plain Linear or Conv1D" if _LAYER.search(name) else "outside the layers"
             left_out.append(f"{name} {tuple(parameter.shape)}: {reason}")
-    return Coverage(covered, total, tuple(left_out))
+    return Coverage(covered, total, tuple(left_out), chosen)
 
 
 def block_layout(weights: Sequence[WeightInfo], layout: str, layer_groups: int) -> BlockLayout:

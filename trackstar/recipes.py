@@ -1,7 +1,7 @@
 """Sets of defaults for what an encoding is, and the size of its blocks where nobody says.
 
-"default" is what measured best at equal dimensions (docs/benchmarks.md, "Fact tracing"): one block a weight, each to unit norm
-before the whole is. "paper" is arXiv 2410.17413, section 3: layers pooled into 16 blocks of 64×64, unit norm of the whole.
+"default" is what measured best for its bytes (docs/benchmarks.md, "Influence per byte"). "paper" is arXiv 2410.17413, section 3:
+layers pooled into 16 blocks of 64×64, V, R, unit norm of the whole, bfloat16.
 """
 
 import dataclasses
@@ -19,16 +19,25 @@ DIMENSION = 65_536
 class Recipe:
     """Defaults that belong together; None is a size that follows from the model and the dimension (`block_shape`)."""
 
+    attributed: str
     layout: str
     normalisation: str
     projection: str
+    storage: str
+    moments: str
+    preconditioner: str
     block_rows: int | None
     block_columns: int | None
 
+    def describe(self) -> str:
+        """The flags that it stands for."""
+        fields = {field.name: getattr(self, field.name) or "auto" for field in dataclasses.fields(self)}
+        return " ".join(f"--{name} {value}" for name, value in fields.items())
+
 
 RECIPES = {
-    "default": Recipe("weights", "block", "gaussian", None, None),
-    "paper": Recipe("blocks", "vector", "gaussian", 64, 64),
+    "default": Recipe("outputs", "weights", "block", "whitened", "sign", "none", "none", None, None),
+    "paper": Recipe("all", "blocks", "vector", "gaussian", "bfloat16", "auto", "train", 64, 64),
 }
 
 

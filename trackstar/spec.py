@@ -11,8 +11,9 @@ from typing import Any
 
 from trackstar.errors import TrackStarError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
+ATTRIBUTED = ("all", "outputs", "attention", "mlp")
 LAYOUTS = ("blocks", "weights")
 MOMENTS = ("none", "factored", "exact")
 NORMALISATIONS = ("vector", "block")
@@ -50,6 +51,11 @@ class Spec:
     append_eos: bool = _field("whether documents end in the tokenizer's end-of-text token")
     batch_tokens: int = _field("padded tokens in one batch at most")
     # Gradient to vector.
+    attributed: str = _field(
+        "which matrices of the layers are attributed: all, outputs (those that write into the residual stream: attention's "
+        "output projection and the MLP's down projection), attention, or mlp",
+        ATTRIBUTED,
+    )
     layout: str = _field(
         "pooled blocks of neighbouring layers (the paper's), or one block a weight (a fused query-key-value matrix is one)",
         LAYOUTS,
@@ -105,7 +111,8 @@ class Spec:
     def describe_blocks(self) -> str:
         """What an encoding consists of, in words: "d = 16,184: one block of 17×17 a weight (56), each to unit norm first"."""
         kind = "one block of {} a weight ({})" if self.layout == "weights" else "pooled blocks of {} ({})"
-        blocks = kind.format(f"{self.block_rows}×{self.block_columns}", self.num_blocks)
+        which = "" if self.attributed == "all" else f", {self.attributed}"
+        blocks = kind.format(f"{self.block_rows}×{self.block_columns}", f"{self.num_blocks}{which}")
         return f"d = {self.dimension:,}: {blocks}, " + (
             "each to unit norm first" if self.normalisation == "block" else "unit norm of the whole"
         )

@@ -6,6 +6,7 @@ import pytest
 
 from pipelines import fit, options
 from tests.tiny_models import tiny_model
+from trackstar.attributed import attributing
 from trackstar.errors import TrackStarError
 from trackstar.models import LoadedModel, prepare_model
 from trackstar.spec import Spec
@@ -24,12 +25,12 @@ def loaded() -> LoadedModel:
 
 
 def spec(loaded: LoadedModel, *flags: str) -> Spec:
-    """The spec that the flags give."""
+    """The spec that the flags give, of a model without second moments."""
     parser = options.Parser(prog="fit")
     fit.add_arguments(parser)
-    words = ["--index", "i", "--corpus", "c", "--model", "m", "--max_length", "16", "--moments", "none", *flags]
-    args, _ = options.parse(parser, words)
-    return fit._make_spec(args, loaded, None, False)
+    words = ["--index", "i", "--corpus", "c", "--model", "m", "--max_length", "16", *flags]
+    args = fit._with_recipe(options.parse(parser, words)[0])
+    return fit._make_spec(args, attributing(loaded, args.attributed), None, args.moments != "none")
 
 
 def choice(made: Spec) -> tuple[str, str, int, int]:
@@ -37,14 +38,17 @@ def choice(made: Spec) -> tuple[str, str, int, int]:
 
 
 def test_the_default_is_one_block_a_weight(loaded: LoadedModel, caplog: pytest.LogCaptureFixture) -> None:
-    made = spec(loaded, "--dimension", "2000")
-    assert choice(made) == ("weights", "block", 9, 9)
-    assert made.num_blocks == 21
-    assert made.dimension == 21 * 81 <= 2000
-    assert "d = 1,701: one block of 9×9 a weight (21), each to unit norm first" in caplog.text
-    assert spec(loaded, "--dimension", "2000", "--recipe", "default") == made
-    largest = [max(getattr(weight, side) for weight in loaded.weights) for side in ("outputs", "inputs")]
-    assert choice(spec(loaded))[2:] == tuple(min(55, side) for side in largest)  # 65,536 / 21 = 55.9²
+    made = spec(loaded, "--dimension", "600")
+    assert choice(made) == ("weights", "block", 10, 10)
+    assert made.num_blocks == 6
+    assert made.dimension == 600
+    assert "d = 600: one block of 10×10 a weight (6, outputs), each to unit norm first" in caplog.text
+    assert (made.attributed, made.projection, made.storage) == ("outputs", "whitened", "sign")
+    assert (made.moments, made.preconditioner) == ("none", "none")
+    assert spec(loaded, "--dimension", "600", "--recipe", "default") == made
+    of_outputs = attributing(loaded, "outputs").weights
+    largest = [max(getattr(weight, side) for weight in of_outputs) for side in ("outputs", "inputs")]
+    assert choice(spec(loaded))[2:] == tuple(min(104, side) for side in largest)  # 65,536 / 6 = 104.5²
 
 
 def test_the_papers_recipe(loaded: LoadedModel, caplog: pytest.LogCaptureFixture) -> None:
@@ -52,6 +56,23 @@ def test_the_papers_recipe(loaded: LoadedModel, caplog: pytest.LogCaptureFixture
     assert choice(made) == ("blocks", "vector", 64, 64)
     assert made.num_blocks == 6  # three layers, attention and MLP apart
     assert "pooled blocks of 64×64 (6), unit norm of the whole" in caplog.text
+    assert (made.attributed, made.projection, made.storage) == ("all", "gaussian", "bfloat16")
+    assert (made.moments, made.moments_source, made.preconditioner) == ("exact", "estimated", "pending")
+
+
+def test_an_optimizer_state_is_used_where_nothing_else_is_said(loaded: LoadedModel) -> None:
+    parser = options.Parser(prog="fit")
+    fit.add_arguments(parser)
+
+    def moments(*flags: str) -> str:
+        words = ["--index", "i", "--corpus", "c", "--model", "m", *flags]
+        return fit._with_recipe(options.parse(parser, words)[0]).moments
+
+    assert moments() == "none"
+    assert moments("--optimizer_state", "f") == moments("--recipe", "paper") == "auto"
+    assert moments("--optimizer_state", "f", "--moments", "factored") == "factored"
+    with pytest.raises(TrackStarError, match="--moments none contradicts --optimizer_state"):
+        moments("--optimizer_state", "f", "--moments", "none")
 
 
 def test_what_is_given_wins_over_the_recipe(loaded: LoadedModel) -> None:
@@ -75,15 +96,20 @@ def test_what_is_given_wins_over_the_recipe(loaded: LoadedModel) -> None:
         6,
         6,
     )
-    given = spec(loaded, "--block_rows=9", "--block_columns=9")
-    assert given.hash == spec(loaded, "--dimension=2000").hash  # the spec holds what came out, not how
+    made = spec(
+        loaded, "--attributed", "mlp", "--storage", "int8", "--moments", "factored", "--preconditioner", "train"
+    )
+    assert (made.attributed, made.num_blocks, made.storage) == ("mlp", 9, "int8")
+    assert (made.moments, made.preconditioner) == ("factored", "pending")
+    given = spec(loaded, "--block_rows=10", "--block_columns=10")
+    assert given.hash == spec(loaded, "--dimension=600").hash  # the spec holds what came out, not how
 
 
 def test_sizes_that_make_no_sense_are_told(loaded: LoadedModel, caplog: pytest.LogCaptureFixture) -> None:
-    spec(loaded, "--dimension", "100")
+    spec(loaded, "--dimension", "60")
     assert "so small blocks keep little" in caplog.text
     with pytest.raises(TrackStarError, match="--dimension 20 is too small for 21 blocks"):
-        spec(loaded, "--dimension", "20")
+        spec(loaded, "--dimension", "20", "--attributed", "all")
     for bad in ("0", "-3", "many"):
         with pytest.raises(options.UsageError, match="is not a whole number above zero"):
             spec(loaded, f"--block_rows={bad}")
@@ -92,9 +118,9 @@ def test_sizes_that_make_no_sense_are_told(loaded: LoadedModel, caplog: pytest.L
 
 
 def test_whitened_projections(loaded: LoadedModel, caplog: pytest.LogCaptureFixture) -> None:
-    plain = spec(loaded)
+    plain = spec(loaded, "--projection=gaussian")
     assert (plain.projection, plain.projection_fingerprint, plain.whitening_damping) == ("gaussian", "", 0.0)
-    assert spec(loaded, "--whitening_damping=0.3").hash == plain.hash  # nothing depends on it
+    assert spec(loaded, "--projection=gaussian", "--whitening_damping=0.3").hash == plain.hash  # nothing depends on it
     assert "whitened" not in caplog.text
     made = spec(loaded, "--projection=whitened", "--whitening_damping=0.3")
     assert (made.projection, made.projection_fingerprint, made.whitening_damping) == ("whitened", "pending", 0.3)

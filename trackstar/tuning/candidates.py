@@ -4,6 +4,7 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 
+from trackstar.attributed import select
 from trackstar.errors import TrackStarError
 from trackstar.fitting import PENDING
 from trackstar.models import WeightInfo, block_layout
@@ -33,6 +34,7 @@ class Family:
         moments: "none", "factored" or "exact".
         whitening_damping: Of whitened projections.
         exponents: Of whitened projections; the spec knows `WHITE` alone.
+        attributed: Which weights: one of `spec.ATTRIBUTED`.
     """
 
     projection: str = "gaussian"
@@ -43,6 +45,7 @@ class Family:
     moments: str = "none"
     whitening_damping: float = 0.1
     exponents: Exponents = WHITE
+    attributed: str = "all"
 
     @property
     def name(self) -> str:
@@ -50,6 +53,7 @@ class Family:
         left, right = self.exponents
         parts = [
             self.projection if self.layout == "weights" else f"{self.projection}, pooled",
+            *([self.attributed] if self.attributed != "all" else []),
             *([f"exponents {left:g} and {right:g}"] if self.exponents != WHITE else []),
             *([f"damping {self.whitening_damping:g}"] if self.whitening_damping != 0.1 else []),
             "no V" if self.moments == "none" else f"V {self.moments}",
@@ -67,10 +71,10 @@ class Family:
         )
 
     @property
-    def features(self) -> tuple[str, str, str, float, Exponents]:
+    def features(self) -> tuple[str, str, str, str, float, Exponents]:
         """What its projected gradients depend on, beside their size and seed."""
         whitening = (self.whitening_damping, self.exponents) if self.projection == "whitened" else (0.0, WHITE)
-        return self.projection, self.moments, self.layout, *whitening
+        return self.attributed, self.projection, self.moments, self.layout, *whitening
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +98,8 @@ class Candidate:
 def families(moments: str, whitening_damping: float = 0.1) -> tuple[Family, ...]:
     """What `trackstar tune` compares, for the second moments that there are.
 
-    Both projections, in every stored form, with either norm; then one at a time cheaper moments, pooled blocks, R, and the
-    paper's recipe with it.
+    Both projections, in every stored form, with either norm; then one at a time cheaper moments, some of the weights instead of
+    all, pooled blocks, R, and the paper's recipe with it.
 
     Args:
         moments: "none", "factored" or "exact".
@@ -110,6 +114,11 @@ def families(moments: str, whitening_damping: float = 0.1) -> tuple[Family, ...]
     ]
     for cheaper in {"exact": ("factored", "none"), "factored": ("none",)}.get(moments, ()):
         found += [Family(projection, storage="sign", moments=cheaper) for projection in projections]
+    found += [
+        Family("whitened", storage="sign", moments=kind, attributed=attributed)
+        for kind in sorted({moments, "none"})
+        for attributed in ("outputs", "attention", "mlp")
+    ]
     found += [
         Family(projection, "blocks", "vector", "none", storage, moments)
         for projection in projections
@@ -129,14 +138,18 @@ def paper(moments: str, preconditioner: str = "train") -> Family:
 
 
 def at_most(family: Family, template: Spec, weights: Sequence[WeightInfo], num_bytes: int) -> Candidate | None:
-    """The family's largest member of at most so many bytes; None where not even one number a block fits.
+    """The family's largest member of at most so many bytes; None where not even one number a block fits, or the model has none of
+    its weights.
 
     Args:
         family: The family.
         template: A spec of the model, from which all comes that the family and the size do not say.
-        weights: The attributed weights.
+        weights: All of the model's weights.
         num_bytes: Of one stored encoding.
     """
+    weights = chosen_weights(family, weights)
+    if not weights:
+        return None
     blocks = len(block_layout(weights, family.layout, template.layer_groups).names)
     dimension = num_bytes // bytes_of_row(family.storage, 8) * 8 + 7  # of no form does a row of eight numbers more fit
     while True:
@@ -150,6 +163,14 @@ def at_most(family: Family, template: Spec, weights: Sequence[WeightInfo], num_b
         dimension = spec.dimension - 1  # what is stored beside the numbers counts, too
 
 
+def chosen_weights(family: Family, weights: Sequence[WeightInfo]) -> tuple[WeightInfo, ...]:
+    """The weights that a family attributes; none where a model has no such ones."""
+    try:
+        return select(weights, family.attributed)
+    except TrackStarError:
+        return ()
+
+
 def stored_bytes(spec: Spec) -> int:
     """Bytes of one stored encoding, with its scale where it has one."""
     return spec.bytes_per_encoding + (_SCALE_BYTES if FORMS[spec.storage].is_scaled else 0)
@@ -160,6 +181,7 @@ def member(family: Family, template: Spec, blocks: int, rows: int, columns: int)
     is_whitened = family.projection == "whitened"
     return dataclasses.replace(
         template,
+        attributed=family.attributed,
         projection=family.projection,
         projection_fingerprint=PENDING if is_whitened else "",
         whitening_damping=family.whitening_damping if is_whitened else 0.0,
@@ -180,6 +202,7 @@ def fit_words(candidate: Candidate) -> list[str]:
     """The flags of `trackstar fit` that make the candidate's spec, all of what its family and size decide."""
     family, spec = candidate.family, candidate.spec
     words = {
+        "attributed": family.attributed,
         "layout": family.layout,
         "normalisation": family.normalisation,
         "block_rows": str(spec.block_rows),

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from trackstar import second_moments
+from trackstar.attributed import select
 from trackstar.covariances import CovarianceSums, Part, plan_parts, plan_passes, shared_inputs
 from trackstar.encoder import Encoder
 from trackstar.fitting import SampleTask, sampled_examples, stage_spec
@@ -59,7 +60,7 @@ class Materials:
         self._pass_bytes = pass_bytes
         self._tell = tell
         self._covariances: dict[frozenset[str], Covariances] = {}
-        self._projections: dict[tuple[str, Exponents, int, float], tuple[int, int, Projections]] = {}
+        self._projections: dict[tuple[str, str, Exponents, int, float], tuple[int, int, Projections]] = {}
 
     def encoder(self, spec: Spec, inverse_root: torch.Tensor | None = None, exponents: Exponents = WHITE) -> Encoder:
         """An encoder of a spec. Widest first: whitened projections of a narrower one are cut out of a wider one's."""
@@ -68,14 +69,18 @@ class Materials:
 
     def projections(self, spec: Spec, exponents: Exponents = WHITE) -> Projections:
         """Whitened projections of a spec's shape."""
-        key = spec.moments, exponents, spec.projection_seed, spec.whitening_damping
+        key = spec.attributed, spec.moments, exponents, spec.projection_seed, spec.whitening_damping
         rows, columns, wide = self._projections.get(key, (0, 0, None))
         if wide is None or spec.block_rows > rows or spec.block_columns > columns:
             rows, columns = max(rows, spec.block_rows), max(columns, spec.block_columns)
             shaped = dataclasses.replace(spec, block_rows=rows, block_columns=columns)
             named: dict[str, torch.Tensor] = {}
             covariances = self.covariances(spec.moments)
+            chosen = {weight.name for weight in select(self.loaded.weights, spec.attributed)}
             for part in covariances.parts:
+                part = dataclasses.replace(part, serves=tuple(name for name in part.serves if name in chosen))
+                if not part.serves:
+                    continue
                 exponent = exponents[0] if part.side == "left" else exponents[1]
                 named |= folded(part, covariances.mean(part), shaped, self.moments[spec.moments], exponent)
             wide = Projections.of_named(named)

@@ -9,9 +9,9 @@ import psutil
 from trackstar.amounts import human_bytes
 from trackstar.errors import TrackStarError
 from trackstar.models import WeightInfo, block_layout
-from trackstar.spec import LAYOUTS, Spec
+from trackstar.spec import Spec
 from trackstar.tuning import measuring
-from trackstar.tuning.candidates import Candidate, at_most, families
+from trackstar.tuning.candidates import Candidate, at_most, chosen_weights, families
 from trackstar.tuning.exact import Pass, plan_passes
 
 
@@ -75,7 +75,7 @@ def make_plan(
     """What will be measured, from shapes alone.
 
     Args:
-        weights: The attributed weights.
+        weights: All of the model's weights.
         template: A spec of the model with its second moments' kind.
         settings: The budget and the sizes.
         num_queries: Q.
@@ -86,7 +86,8 @@ def make_plan(
     """
     candidates: dict[Spec, Candidate] = {}
     left_out: list[str] = []
-    for family in families(template.moments, template.whitening_damping):
+    compared = families(template.moments, template.whitening_damping)
+    for family in compared:
         for size in settings.sizes:
             candidate = at_most(family, template, weights, size)
             if candidate is None:
@@ -97,7 +98,10 @@ def make_plan(
                 candidates.setdefault(candidate.spec, candidate)
     chosen = tuple(candidates.values())
     if not any(candidate.num_bytes <= settings.budget for candidate in chosen):
-        blocks = min(len(block_layout(weights, layout, template.layer_groups).names) for layout in LAYOUTS)
+        attributed = [(family, chosen_weights(family, weights)) for family in compared]
+        blocks = min(
+            len(block_layout(some, family.layout, template.layer_groups).names) for family, some in attributed if some
+        )
         raise TrackStarError(
             f"--budget {settings.budget:,} bytes: no encoding is so small. One bit for each of {blocks:,} blocks takes "
             f"{math.ceil(blocks / 8):,} bytes, and one that is worth its name some hundred times that"

@@ -136,10 +136,10 @@ def test_a_plan_holds_the_budget_and_says_what_it_leaves_out() -> None:
 def test_a_budget_below_the_smallest_encoding() -> None:
     weights = [
         WeightInfo(f"model.layers.{layer}.{kind}.{name}.weight", "", 8, 8, False, kind, layer)
-        for layer in range(8)
+        for layer in range(9)
         for kind, name in (("attention", "in"), ("attention", "out"), ("mlp", "up"))
     ]
-    with pytest.raises(TrackStarError, match=r"no encoding is so small\. One bit for each of 16 blocks takes 2 bytes"):
+    with pytest.raises(TrackStarError, match=r"no encoding is so small\. One bit for each of 9 blocks takes 2 bytes"):
         make_plan(weights, ENCODER.spec, Settings(1, (1,)), 5, 40)
     assert make_plan(weights, ENCODER.spec, Settings(2, (2,)), 5, 40).candidates
 
