@@ -65,6 +65,7 @@ class Model:
             long_documents="truncate",
             append_eos=False,
             batch_tokens=_BATCH_TOKENS,
+            attributed="all",
             layout=features.layout,
             layer_groups=8,
             block_rows=features.side,

@@ -23,7 +23,7 @@ from benchmarks.fact_tracing.settings import BM25, RANDOM
 from benchmarks.fact_tracing.truth import tail_patches
 from benchmarks.frontier import report, reuse, truth
 from benchmarks.frontier.measured import Bench, Measured
-from benchmarks.frontier.rows import KEYS, Choice, file_name, model_rows, principal, rows, unique
+from benchmarks.frontier.rows import KEYS, Choice, file_name, model_rows, patched, rows, unique
 from benchmarks.frontier.settings import SIZES, STORAGES, Size
 from trackstar import scratch
 from trackstar.errors import TrackStarError
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="where tables and JSON go (%(default)s)")
     parser.add_argument(
-        "--models", nargs="*", metavar="NAME", help="instead: these models on the first corpus (all: 1M 7M 25M)"
+        "--models", nargs="*", metavar="NAME", help="instead: these models on the first corpus (all: 2M 7M 25M)"
     )
     group = parser.add_argument_group("what is measured (everything)")
     group.add_argument(
@@ -138,7 +138,7 @@ class Run:
         extent = None if args.no_exact else (size.exact_queries, size.exact_documents)
         measured = Measured(data, bench, size, extent, self._work / name, tell)
         all_rows = rows(bench.loaded, bench.template, size, self._choice)
-        chosen = principal(bench.loaded, bench.template, size)
+        chosen = patched(bench.loaded, bench.template, size)
         wants_patches = not (args.no_tail_patch or args.no_truth)
         with self.spent.on(f"{name}: rankings" + ("" if args.no_exact else " and agreement")):
             measured.rankings.baselines()

@@ -71,6 +71,7 @@ class Bench:
             long_documents="truncate",
             append_eos=False,
             batch_tokens=4096,
+            attributed="all",
             layout="weights",
             layer_groups=8,
             block_rows=1,

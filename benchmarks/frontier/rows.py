@@ -3,9 +3,19 @@
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from benchmarks.frontier.settings import GAUSSIAN, KB, WHITENED, Question, Size, paper_families, questions
+from benchmarks.frontier.settings import (
+    GAUSSIAN,
+    KB,
+    OUTPUTS,
+    SIGN,
+    WHITENED,
+    Question,
+    Size,
+    paper_families,
+    questions,
+)
 from trackstar.models import LoadedModel
-from trackstar.spec import Spec
+from trackstar.spec import ATTRIBUTED, Spec
 from trackstar.tuning.candidates import Candidate, Family, at_most
 
 PAPER = Question("paper", "The paper's layout: pooled blocks, unit norm of the whole, bfloat16", paper_families())
@@ -90,10 +100,10 @@ def rows(loaded: LoadedModel, template: Spec, size: Size, choice: Choice = EVERY
     size = choice.applied(size)
     found: list[Row] = []
     for question in questions():
-        kilobytes = size.kilobytes if question.everywhere else (size.variant_kilobytes,)
+        kilobytes = size.kilobytes if question.everywhere else size.variant_kilobytes
         for family in question.families:
             for kb in kilobytes:
-                seeds = size.seeds if kb <= size.one_seed_above else size.seeds[:1]
+                seeds = size.seeds if question.everywhere and kb <= size.one_seed_above else size.seeds[:1]
                 found += _row(question, family, loaded, template, kb, seeds, size.r_dimension, choice)
     return [*found, *paper_rows(loaded, template, size, size.seeds, choice)]
 
@@ -103,11 +113,11 @@ def model_rows(loaded: LoadedModel, template: Spec, size: Size, choice: Choice =
     several = Question("models", "Models of several sizes", ())
     choice = Choice(storages=choice.storages, dimension=choice.dimension)
     found: list[Row] = []
-    for family in (GAUSSIAN, WHITENED):
-        for storage in ("bfloat16", "sign"):
-            chosen = dataclasses.replace(family, storage=storage)
-            for kb in size.model_kilobytes:
-                found += _row(several, chosen, loaded, template, kb, size.model_seeds, size.r_dimension, choice)
+    sign = dataclasses.replace(GAUSSIAN, storage="sign")
+    some = [dataclasses.replace(SIGN, attributed=attributed) for attributed in ("attention", "mlp")]
+    for family in (GAUSSIAN, sign, WHITENED, SIGN, OUTPUTS, *some):
+        for kb in size.model_kilobytes:
+            found += _row(several, family, loaded, template, kb, size.model_seeds, size.r_dimension, choice)
     return [*found, *paper_rows(loaded, template, size, size.model_seeds, choice)]
 
 
@@ -127,20 +137,33 @@ def paper_rows(
 
 
 def principal(loaded: LoadedModel, template: Spec, size: Size) -> dict[str, Candidate]:
-    """The encodings that tail-patch and retraining look at, by the names that tables give them; one seed."""
-    middle, large = size.variant_kilobytes, size.kilobytes[-1]
-    sign = dataclasses.replace(WHITENED, storage="sign")
+    """The encodings that retraining looks at, by the names that tables give them; one seed."""
+    middle, large = size.variant_kilobytes[-1], size.kilobytes[-1]
     _, paper = paper_families()
     chosen = {
-        **{f"whitened, sign, {kb:g} KB": (sign, kb) for kb in size.principal_kilobytes},
-        f"whitened, bfloat16, {large:g} KB": (WHITENED, large),
-        f"Gaussian, V, sign, {middle:g} KB": (dataclasses.replace(GAUSSIAN, storage="sign"), middle),
-        f"Gaussian, V, bfloat16, {large:g} KB": (GAUSSIAN, large),
+        **{
+            f"whitened, {attributed}, sign, {kb:g} KB": (dataclasses.replace(SIGN, attributed=attributed), kb)
+            for attributed in ATTRIBUTED
+            for kb in size.principal_kilobytes
+        },
+        f"whitened, all, bfloat16, {large:g} KB": (WHITENED, large),
+        f"whitened, outputs, bfloat16, {large:g} KB": (dataclasses.replace(WHITENED, attributed="outputs"), large),
+        f"whitened, V, outputs, sign, {middle:g} KB": (dataclasses.replace(OUTPUTS, moments="exact"), middle),
+        f"whitened, all, sign, whole norm, {middle:g} KB": (dataclasses.replace(SIGN, normalisation="vector"), middle),
+        f"Gaussian, V, all, sign, {middle:g} KB": (dataclasses.replace(GAUSSIAN, storage="sign"), middle),
+        f"Gaussian, V, all, bfloat16, {large:g} KB": (GAUSSIAN, large),
         paper_name(size): (paper, size.paper_kilobytes[-1]),
     }
     seeded = dataclasses.replace(template, projection_seed=size.seeds[0])
     candidates = {name: at_most(family, seeded, loaded.weights, int(kb * KB)) for name, (family, kb) in chosen.items()}
     return {name: candidate for name, candidate in candidates.items() if candidate is not None}
+
+
+def patched(loaded: LoadedModel, template: Spec, size: Size) -> dict[str, Candidate]:
+    """Those of them that tail-patch looks at, too: sign bits at the variants' sizes, and the paper's layout."""
+    ends = tuple(f"sign, {kb:g} KB" for kb in size.variant_kilobytes)
+    found = principal(loaded, template, size)
+    return {name: one for name, one in found.items() if name.endswith(ends) or name == paper_name(size)}
 
 
 def paper_name(size: Size) -> str:
@@ -165,10 +188,11 @@ def file_name(candidate: Candidate) -> str:
     left, right = family.exponents
     projection = family.projection
     if projection == "whitened":
-        projection += f"{left:g}_{right:g}_damping{family.whitening_damping:g}"
+        projection += f"_orthogonal{left:g}_{right:g}_damping{family.whitening_damping:g}"
     parts = [
         "frontier",
         projection,
+        *([family.attributed] if family.attributed != "all" else []),
         f"V_{family.moments}",
         f"{family.layout}{spec.block_rows}x{spec.block_columns}",
         family.normalisation,

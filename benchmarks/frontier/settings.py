@@ -19,9 +19,10 @@ class Size:
         facts: The fact-tracing benchmark's size, whose corpora, models and retrainings these are.
         kilobytes: Bytes of an encoding at which every form is measured, in KB of 1,024.
         one_seed_above: KB above which one seed has to do.
-        variant_kilobytes: KB at which variants are measured.
+        variant_kilobytes: KB at which variants are measured, with one seed.
         paper_kilobytes: KB of the paper's layout; the last without R.
-        principal_kilobytes: KB of whitened sign bits that tail-patch and retraining look at, beside the paper's layout.
+        principal_kilobytes: KB of whitened sign bits that retraining looks at, beside the paper's layout; tail-patch looks at the
+            variants'.
         seeds: Of the projections.
         exact_queries: Queries, of those that the model answers, whose exact scores are computed.
         exact_documents: Documents that they are computed with; None for all.
@@ -37,7 +38,7 @@ class Size:
     facts: facts.Size
     kilobytes: tuple[float, ...]
     one_seed_above: float
-    variant_kilobytes: float
+    variant_kilobytes: tuple[float, ...]
     paper_kilobytes: tuple[float, ...]
     principal_kilobytes: tuple[float, ...]
     seeds: tuple[int, ...]
@@ -63,7 +64,7 @@ SIZES = {
         facts=facts.SIZES["standard"],
         kilobytes=(1, 2, 4, 8, 16, 64, 128),
         one_seed_above=16,
-        variant_kilobytes=8,
+        variant_kilobytes=(2, 8),
         paper_kilobytes=(2, 8, 32, 128),
         principal_kilobytes=(1, 2, 4, 8),
         seeds=(0, 1, 2),
@@ -72,9 +73,9 @@ SIZES = {
         r_dimension=1_300,
         memory_bytes=3 << 30,
         models={
-            "1M": _model(96, 288, 8, 1500, 3e-3),
-            "7M": _model(256, 768, 8, 1500, 2e-3),
-            "25M": _model(512, 1408, 8, 1500, 1e-3),
+            "2M": facts.SIZES["standard"].model,
+            "7M": _model(256, 768, 8, 800, 2e-3),
+            "25M": _model(512, 1408, 8, 500, 1e-3),
         },
         model_kilobytes=(1, 4, 16, 128),
         model_seeds=(0,),
@@ -85,7 +86,7 @@ SIZES = {
         facts=facts.SIZES["small"],
         kilobytes=(0.125, 0.5),
         one_seed_above=0.125,
-        variant_kilobytes=0.25,
+        variant_kilobytes=(0.25,),
         paper_kilobytes=(0.125, 0.5),
         principal_kilobytes=(0.125, 0.5),
         seeds=(0, 1),
@@ -121,38 +122,52 @@ class Question:
 STORAGES = ("bfloat16", "int8", "sign")
 GAUSSIAN = Family("gaussian", moments="exact")
 WHITENED = Family("whitened", moments="none")
+SIGN = dataclasses.replace(WHITENED, storage="sign")
+OUTPUTS = dataclasses.replace(SIGN, attributed="outputs")
 
 
 def questions() -> tuple[Question, ...]:
     """The named rows. All but variants have one block a weight, each to unit norm first."""
-    sign = dataclasses.replace(WHITENED, storage="sign")
+    both = (SIGN, OUTPUTS)
     return (
         Question("gaussian", "What do fewer bits lose, with Gaussian projections?", _stored(GAUSSIAN)),
         Question("whitened", "What does whitening give, and fewer bits then?", _stored(WHITENED)),
         Question(
+            "attributed",
+            "Some of the weights, with larger blocks?",
+            [
+                *(dataclasses.replace(SIGN, attributed=attributed) for attributed in ("outputs", "attention", "mlp")),
+                dataclasses.replace(WHITENED, attributed="outputs"),
+            ],
+        ),
+        Question(
             "moments",
             "Does whitening want V, too?",
-            [dataclasses.replace(sign, moments="exact"), dataclasses.replace(GAUSSIAN, storage="sign", moments="none")],
+            [
+                *(dataclasses.replace(family, moments="exact") for family in both),
+                dataclasses.replace(GAUSSIAN, storage="sign", moments="none"),
+            ],
+            everywhere=False,
         ),
         Question(
             "preconditioner",
             "Does R help after whitening, and without?",
             [
                 dataclasses.replace(family, storage="sign", preconditioner=r)
-                for family in (WHITENED, GAUSSIAN)
+                for family in (SIGN, OUTPUTS, GAUSSIAN)
                 for r in ("train", "mixed")
             ],
+            everywhere=False,
         ),
         Question(
             "parts",
             "Which parts of whitening, and how?",
             [
-                dataclasses.replace(sign, exponents=(-0.5, 0.0)),
-                dataclasses.replace(sign, exponents=(0.0, -0.5)),
-                dataclasses.replace(sign, exponents=(-0.25, -0.25)),
-                dataclasses.replace(sign, moments="factored"),
-                dataclasses.replace(sign, whitening_damping=0.01),
-                dataclasses.replace(sign, whitening_damping=1.0),
+                dataclasses.replace(SIGN, exponents=(-0.5, 0.0)),
+                dataclasses.replace(SIGN, exponents=(0.0, -0.5)),
+                dataclasses.replace(SIGN, exponents=(-0.25, -0.25)),
+                dataclasses.replace(SIGN, moments="factored"),
+                *(dataclasses.replace(family, whitening_damping=d) for family in both for d in (0.01, 1.0)),
             ],
             everywhere=False,
         ),
@@ -160,8 +175,8 @@ def questions() -> tuple[Question, ...]:
             "norms",
             "Norms and layout",
             [
-                dataclasses.replace(sign, normalisation="vector"),
-                dataclasses.replace(sign, layout="blocks"),
+                *(dataclasses.replace(family, normalisation="vector") for family in both),
+                dataclasses.replace(SIGN, layout="blocks"),
                 dataclasses.replace(GAUSSIAN, storage="sign", normalisation="vector"),
                 dataclasses.replace(GAUSSIAN, storage="sign", layout="blocks"),
             ],

@@ -19,6 +19,7 @@ from benchmarks.frontier.rows import (
     model_rows,
     paper_name,
     papers,
+    patched,
     principal,
     rows,
     unique,
@@ -51,9 +52,13 @@ def test_rows_ask_the_questions_within_their_bytes() -> None:
             assert row.candidates[0].spec.block_dimension <= size.r_dimension
     small = [row for row in found if row.num_bytes <= size.one_seed_above * KB and row.family.layout == "weights"]
     assert {len(row.candidates) for row in small} <= {1, 3}
+    assert {row.family.attributed for row in found} == {"all", "outputs", "attention", "mlp"}
     chosen = principal(LOADED, TEMPLATE, size)
-    assert len(chosen) == 8
+    assert {row.family.attributed for row in chosen.values()} == {"all", "outputs", "attention", "mlp"}
     assert chosen[paper_name(size)].family.has_papers_layout
+    some = patched(LOADED, TEMPLATE, size)
+    assert paper_name(size) in some
+    assert some.items() < chosen.items()
     assert unique(model_rows(LOADED, TEMPLATE, size))
 
 
@@ -176,7 +181,7 @@ def test_the_small_size_runs_and_goes_on_where_it_was(tmp_path: Path, monkeypatc
     grows = [values[-1] > values[0] for values in by_size if len(values) > 1]
     assert len(grows) > 4
     assert sum(grows) > 0.7 * len(grows)
-    assert set(found["lds"]) == set(found["tail_patch"]) - {"gold"}
+    assert set(found["lds"]) > set(found["tail_patch"]) - {"gold"} > {"BM25", "random", paper_name(SIZES["small"])}
     for name, of_row in found["lds"].items():
         assert -1 <= of_row["one model"]["lds"]["mean"] <= 1
         assert (of_row["one model"]["difference"] is None) == (name == paper_name(SIZES["small"]))
