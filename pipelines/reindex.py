@@ -39,6 +39,7 @@ EXPECTED = (
     "long_documents",
     "append_eos",
     "batch_tokens",
+    "attributed",
     "layout",
     "layer_groups",
     "block_rows",
