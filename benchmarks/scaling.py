@@ -380,7 +380,7 @@ def main() -> int:
     if args.json:
         data = {
             recipe: {
-                name: [
+                f"{count} × {name}": [
                     {
                         "command": estimate.command,
                         "hours": estimate.wall_seconds(count) / 3600,
@@ -393,7 +393,7 @@ def main() -> int:
             }
             for recipe in RECIPES
         }
-        print(json.dumps(data, indent=1))
+        print(json.dumps(data, indent=1, ensure_ascii=False))
     else:
         print(report(prices))
     return 0

@@ -1,5 +1,6 @@
 """The paper's case: the document shows what the command prints, and the figures that everything rests on are the right ones."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -84,3 +85,7 @@ def test_the_command_and_its_prices(tmp_path: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == report(load_prices(str(tmp_path / "prices.toml"))).strip()
     assert "EUR on demand" in done.stdout
+    done = subprocess.run([*words, "--json"], capture_output=True, text=True, check=True, cwd=ROOT)
+    [fit, build, score] = json.loads(done.stdout)["paper"]["16 × a3-highgpu-8g"]
+    assert (fit["command"], build["command"], score["command"]) == ("fit", "build-index", "score")
+    assert f"**{build['on_demand']:,.0f}**" in report(load_prices())
