@@ -1,4 +1,4 @@
-"""The paper's case, reckoned stage by stage: `python -m benchmarks.scaling`.
+"""The paper's case and the same corpus with the default recipe, reckoned stage by stage: `python -m benchmarks.scaling`.
 
 Hours, money, storage and shuffle volume of indexing 365M documents (160B tokens) with an 8B-parameter model at d = 65,536 and of
 scoring 5,415 queries against all of them (arXiv 2410.17413), by the model of `trackstar.cost` and the machines of a price table.
@@ -10,29 +10,39 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
 from benchmarks.common import markdown_table
+from pipelines.fit import SPEC_DEFAULTS
+from trackstar import covariances, fitting
 from trackstar.amounts import human_bytes
+from trackstar.attributed import attributing
 from trackstar.cost import model
 from trackstar.cost.model import Estimate, Stage
 from trackstar.cost.prices import Machine, Prices, load_prices
 from trackstar.cost.rates import of_machine
-from trackstar.cost.shapes import CorpusShape, EncodingShape, ScanShape
+from trackstar.cost.shapes import CorpusShape, EncodingShape, ScanShape, WhiteningShape, parameters_of
+from trackstar.models import LoadedModel, find_weights, measure_coverage
+from trackstar.recipes import RECIPES, block_shape
+from trackstar.spec import Spec
 
 DOCUMENTS, TOKENS, QUERIES, TOP_K = 365e6, 160e9, 5415, 100
-LAYERS, WIDTH, KEYS, INNER, VOCABULARY = 32, 4096, 1024, 14_336, 128_256
+LAYERS, WIDTH, KEYS, HEAD, INNER, VOCABULARY = 32, 4096, 1024, 128, 14_336, 128_256
 """A decoder of 8.0B parameters, 7.0B of them in attributed matrices; the paper does not give its model's shapes."""
 BYTES_PER_TOKEN = 4.5
 """Of text, as it lies on disk, uncompressed."""
-PAPER_BLOCKS, DEFAULT_BLOCKS = (16, 64), (224, 17)
-"""--recipe paper: d = 65,536; --recipe default, a block for each of 224 weights: d = 64,736."""
+CONTEXT = 8192
 PADDING = 1.05
 QUERY_TOKENS = 20
 ITEM_BYTES = 64 << 20
 """Of text in a work item: four times the default, 11,000 items of 4.4 GB of encodings each."""
-SCAN_BYTES = 64 << 30
-"""Of the index in an element of work: sixteen times the default, so that few candidates are scored again."""
+SCAN_BYTES = {"paper": 64 << 30, "default": 16 << 30}
+"""Of the index in an element of work: more than the default of 4 GiB, so that few candidates are scored again; of a small index
+less, so that there is an element for every machine."""
 SAMPLE, SAMPLE_TASKS = 65_536, 32
 ENCODERS = (("a3-highgpu-8g", 16), ("a2-ultragpu-1g", 256))
 SCANNERS = (("n4-standard-80", 64), ("a3-highgpu-8g", 8))
@@ -42,114 +52,235 @@ SCANNERS = (("n4-standard-80", 64), ("a3-highgpu-8g", 8))
 class Case:
     """A described index and queries."""
 
+    loaded: LoadedModel
+    spec: Spec
     shape: EncodingShape
+    whitening: WhiteningShape | None
     corpus: CorpusShape
     scan: ScanShape
     queries: CorpusShape
     sample: CorpusShape
 
 
-def paper_case(
-    item_bytes: int = ITEM_BYTES,
-    scan_bytes: int = SCAN_BYTES,
-    changed: bool = True,
-    blocks: tuple[int, int] = PAPER_BLOCKS,
+@cache
+def skeleton() -> LoadedModel:
+    """The model's shapes, without weights."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=INNER,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=WIDTH // HEAD,
+        num_key_value_heads=KEYS // HEAD,
+        max_position_embeddings=CONTEXT,
+    )
+    with torch.device("meta"):
+        llama = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    weights = find_weights(llama)
+    return LoadedModel(llama, None, weights, measure_coverage(llama, weights), "", "")
+
+
+def spec_of(recipe: str) -> Spec:
+    """What `fit --recipe` makes of the model; second moments, where the recipe has them, are an Adafactor state's."""
+    flags, others = RECIPES[recipe], dict[str, Any](SPEC_DEFAULTS)
+    loaded = attributing(skeleton(), flags.attributed)
+    rows, columns = block_shape(
+        loaded.weights,
+        flags.layout,
+        others["layer_groups"],
+        rows=flags.block_rows,
+        columns=flags.block_columns,
+    )
+    return fitting.make_spec(
+        loaded,
+        attributed=flags.attributed,
+        layout=flags.layout,
+        normalisation=flags.normalisation,
+        projection=flags.projection,
+        storage=flags.storage,
+        block_rows=rows,
+        block_columns=columns,
+        max_length=None,
+        moments=None,
+        moments_pending=flags.moments != "none",
+        factored=True,
+        precondition=flags.preconditioner == "train",
+        **others,
+    )
+
+
+def whitening_of(spec: Spec) -> WhiteningShape | None:
+    """The passes that `fit` makes over its sample for whitened projections, on machines that are not this one."""
+    if spec.projection != "whitened":
+        return None
+    loaded = attributing(skeleton(), spec.attributed)
+    parts = covariances.plan_parts(loaded.weights, covariances.shared_inputs(loaded), [])
+    return WhiteningShape.of(covariances.plan_passes(parts, fitting.pass_bytes(None)), spec.moments)
+
+
+def make_case(
+    recipe: str = "paper", item_bytes: int = ITEM_BYTES, scan_bytes: int | None = None, changed: bool = True
 ) -> Case:
-    """The paper's case.
+    """The paper's corpus and queries under a recipe.
 
     Args:
+        recipe: One of `RECIPES`.
         item_bytes: Bytes of text in a work item.
-        scan_bytes: Bytes of the index in an element of the scan.
-        changed: Whether R_eval is mixed into the preconditioner.
-        blocks: How many, and how many rows and columns each has.
+        scan_bytes: Bytes of the index in an element of the scan; None for `SCAN_BYTES`.
+        changed: Whether R_eval is mixed into the preconditioner, where there is one.
     """
-    layer = (
-        (WIDTH, WIDTH),
-        (KEYS, WIDTH),
-        (KEYS, WIDTH),
-        (WIDTH, WIDTH),
-        (INNER, WIDTH),
-        (INNER, WIDTH),
-        (WIDTH, INNER),
-    )
-    count, side = blocks
-    shape = EncodingShape(
-        layer * LAYERS, VOCABULARY * WIDTH, side, side, count, "factored", True, 2 * count * side * side
-    )
+    spec = spec_of(recipe)
+    shape = EncodingShape.of(skeleton(), spec)
     text_bytes = TOKENS * BYTES_PER_TOKEN
     items = math.ceil(text_bytes / item_bytes)
     index_bytes = DOCUMENTS * shape.bytes_per_encoding
     # Whole files make an element of work, as many as fit, one at least.
-    per_group = max(1, int(scan_bytes / (index_bytes / items)))
+    per_group = max(1, int((scan_bytes or SCAN_BYTES[recipe]) / (index_bytes / items)))
+    groups = math.ceil(items / per_group)
     corpus = CorpusShape(items, text_bytes, DOCUMENTS, TOKENS, PADDING * TOKENS)
     query_tokens = float(QUERIES * QUERY_TOKENS)
     share = SAMPLE / DOCUMENTS
-    sample = CorpusShape(SAMPLE_TASKS, 64 * item_bytes, SAMPLE, TOKENS * share, PADDING * TOKENS * share)
     return Case(
+        skeleton(),
+        spec,
         shape,
+        whitening_of(spec),
         corpus,
-        ScanShape(DOCUMENTS, items, math.ceil(items / per_group), index_bytes, QUERIES, TOP_K, 2, changed),
+        ScanShape(
+            DOCUMENTS, items, groups, index_bytes, QUERIES, TOP_K, 2, changed and shape.preconditioned, spec.storage
+        ),
         CorpusShape(math.ceil(QUERIES / 64), 0.0, QUERIES, query_tokens, 1.3 * query_tokens),
-        sample,
+        CorpusShape(SAMPLE_TASKS, 64 * item_bytes, SAMPLE, TOKENS * share, PADDING * TOKENS * share),
     )
 
 
 def estimates(case: Case, machine: Machine) -> tuple[Estimate, Estimate, Estimate]:
-    """fit, build-index and score on one kind of machine; V comes from the optimizer's state."""
-    shape = case.shape
-    parameters = shape.parameters + VOCABULARY * WIDTH
-    rates = of_machine(machine, 2.0 * parameters + shape.preconditioner_bytes, "bfloat16")
-    fit = (
-        model.start_stage(rates, SAMPLE_TASKS),
-        model.gram_stage(dataclasses.replace(shape, preconditioned=False), case.sample, SAMPLE_TASKS, rates),
-        model.roots_stage(shape, rates, 1, 1),
-    )
+    """fit, build-index and score on one kind of machine; V, where there is one, comes from the optimizer's state."""
+    shape, whitening = case.shape, case.whitening
+    loaded_bytes = 2.0 * parameters_of(case.loaded) + shape.preconditioner_bytes
+    loaded_bytes += shape.projection_bytes if whitening is not None else 0
+    rates = of_machine(machine, loaded_bytes, "bfloat16")
+    passes = whitening.passes if whitening is not None else 0
+    fit = [model.start_stage(rates, SAMPLE_TASKS, passes + shape.preconditioned)]
+    if whitening is not None:
+        fit += [
+            model.covariance_stage(shape, whitening, case.sample, SAMPLE_TASKS, rates),
+            model.whitening_stage(shape, whitening, rates),
+        ]
+    if shape.preconditioned:
+        unconditioned = dataclasses.replace(shape, preconditioned=False)
+        fit += [
+            model.gram_stage(unconditioned, case.sample, SAMPLE_TASKS, rates),
+            model.roots_stage(shape, rates, 1, 1),
+        ]
     build = (
         model.start_stage(rates, case.corpus.items),
         model.encode_stage(shape, case.corpus, rates),
         model.commit_stage(case.corpus.items, rates),
     )
-    score = [model.start_stage(rates, case.scan.groups), model.query_stage(shape, case.queries, rates)]
+    score = [model.start_stage(rates, case.scan.groups, 2), model.query_stage(shape, case.queries, rates)]
     if case.scan.changed:
         score.append(model.roots_stage(shape, rates, 2, 6, QUERIES))
     score += [model.scan_stage(shape, case.scan, rates), model.merge_stage(case.scan, rates)]
-    return Estimate("fit", fit), Estimate("build-index", build), Estimate("score", tuple(score))
+    return Estimate("fit", tuple(fit)), Estimate("build-index", build), Estimate("score", tuple(score))
 
 
 def report(prices: Prices) -> str:
     """The tables, as Markdown."""
-    case = paper_case()
-    lines = ["### What there is to do", "", markdown_table(("", "amount"), list(_amounts(case)))]
-    for title, chosen, which in (
-        ("Fit and encoding", ENCODERS, (0, 1)),
-        ("Scoring with a mixed R", SCANNERS, (2,)),
-    ):
-        lines += ["", f"### {title}", "", _table(case, prices, chosen, which)]
-    lines += ["", "### Scoring with a mixed R and --recipe default: 224 blocks of 17×17", ""]
-    lines.append(_table(paper_case(blocks=DEFAULT_BLOCKS), prices, SCANNERS, (2,)))
-    plain = paper_case(changed=False)
-    lines += ["", "### Scoring with R_train alone (--task_hessian none)", "", _table(plain, prices, SCANNERS, (2,))]
-    lines += ["", "### What --scan_bytes decides", "", _by_scan_bytes(prices)]
-    return "\n".join(lines)
+    paper, plain, default = make_case("paper"), make_case("paper", changed=False), make_case("default")
+    sections = [
+        ("Side by side", _side_by_side(paper, plain, default, prices)),
+        ("The paper's recipe: what there is to do", markdown_table(("", "amount"), list(_amounts(paper)))),
+        ("The paper's recipe: fit and encoding", _table(paper, prices, ENCODERS, (0, 1))),
+        ("The paper's recipe: scoring with a mixed R", _table(paper, prices, SCANNERS, (2,))),
+        (
+            "The paper's recipe: scoring with R_train alone (--task_hessian none)",
+            _table(plain, prices, SCANNERS, (2,)),
+        ),
+        ("The paper's recipe: what --scan_bytes decides", _by_scan_bytes(prices)),
+        ("The default: what there is to do", markdown_table(("", "amount"), list(_amounts(default)))),
+        ("The default: fit and encoding", _table(default, prices, ENCODERS, (0, 1))),
+        ("The default: scoring", _table(default, prices, SCANNERS, (2,))),
+    ]
+    return "\n\n".join(f"### {title}\n\n{body}" for title, body in sections)
+
+
+def _side_by_side(paper: Case, plain: Case, default: Case, prices: Prices) -> str:
+    cases = (paper, default)
+    month = prices.storage.per_gb_month / 1e9
+
+    def flops(case: Case) -> tuple[float, float]:
+        tokens, examples = case.corpus.padded_tokens, case.corpus.examples
+        return case.shape.floor_flops(tokens), case.shape.projection_flops(tokens, examples)
+
+    def taken(case: Case, machines: tuple[str, int], which: Sequence[int]) -> str:
+        name, count = machines
+        found = [estimates(case, prices.machine(name))[number] for number in which]
+        money = [estimate.money(prices.machine(name), count, prices) for estimate in found]
+        hours = _number(sum(estimate.wall_seconds(count) for estimate in found) / 3600)
+        demand = sum(m.on_demand or 0.0 for m in money)
+        spot = "–" if any(m.spot is None for m in money) else f"{sum(m.spot or 0.0 for m in money):,.0f}"
+        return f"{hours} h, {demand:,.0f} {prices.currency} ({spot})"
+
+    rows = [
+        ("an encoding", *(case.spec.describe_blocks() for case in cases)),
+        ("bytes a document", *(f"{case.shape.bytes_per_encoding:,}" for case in cases)),
+        ("the index's encodings", *(human_bytes(case.scan.index_bytes) for case in cases)),
+        (
+            f"keeping them, {prices.currency} a month",
+            *(f"{case.scan.index_bytes * month:,.0f}" for case in cases),
+        ),
+        ("the documents' texts beside them, before compression", *(human_bytes(c.corpus.text_bytes) for c in cases)),
+        ("forward and input-gradient backward", *(f"{flops(case)[0]:.3g} FLOP" for case in cases)),
+        ("projections", *(f"{flops(case)[1]:.3g} FLOP" for case in cases)),
+    ]
+    for machines in ENCODERS:
+        title = f"fit and build-index, {machines[1]} × {machines[0]}"
+        rows.append((title, *(taken(case, machines, (0, 1)) for case in cases)))
+    for machines in SCANNERS:
+        title = f"score, {machines[1]} × {machines[0]}"
+        rows.append(
+            (
+                title,
+                f"{taken(plain, machines, (2,))}; mixed R: {taken(paper, machines, (2,))}",
+                taken(default, machines, (2,)),
+            )
+        )
+    return markdown_table(("", "--recipe paper", "--recipe default"), rows)
 
 
 def _amounts(case: Case) -> Iterator[tuple[str, str]]:
-    shape, corpus, scan = case.shape, case.corpus, case.scan
+    shape, corpus, scan, whitening = case.shape, case.corpus, case.scan, case.whitening
     yield "documents, tokens", f"{corpus.examples:.4g}, {corpus.tokens:.4g}"
     yield "text on disk", human_bytes(corpus.text_bytes)
     yield "parameters that multiply", f"{shape.parameters / 1e9:.2f}B"
+    yield "attributed of them", f"{shape.attributed / 1e9:.2f}B in {len(shape.matrices):,} matrices"
     yield "work items, files of the index", f"{corpus.items:,}"
     yield "forward and input-gradient backward", f"{shape.floor_flops(corpus.padded_tokens):.3g} FLOP"
-    yield "projections (factored V)", f"{shape.projection_flops(corpus.padded_tokens, corpus.examples):.3g} FLOP"
+    moments = "no V" if shape.moments == "none" else f"{shape.moments} V"
+    yield f"projections ({moments})", f"{shape.projection_flops(corpus.padded_tokens, corpus.examples):.3g} FLOP"
     exact = dataclasses.replace(shape, moments="exact")
     yield "projections, were V exact", f"{exact.projection_flops(corpus.padded_tokens, corpus.examples):.3g} FLOP"
-    yield "R^(-1/2) E", f"{shape.precondition_flops(corpus.examples):.3g} FLOP"
+    if shape.preconditioned:
+        yield "R^(-1/2) E", f"{shape.precondition_flops(corpus.examples):.3g} FLOP"
     yield "one encoding", human_bytes(shape.bytes_per_encoding)
-    yield "the index", human_bytes(scan.index_bytes)
-    yield "the preconditioner", human_bytes(shape.preconditioner_bytes)
-    yield "partial sums of R, each of " + f"{2 * SAMPLE_TASKS - 1}", human_bytes(shape.gram_bytes)
+    yield "the index's encodings", human_bytes(scan.index_bytes)
+    if shape.preconditioned:
+        yield "the preconditioner", human_bytes(shape.preconditioner_bytes)
+        yield f"partial sums of R, each of {2 * SAMPLE_TASKS - 1}", human_bytes(shape.gram_bytes)
+    if whitening is not None:
+        tokens, examples = case.sample.padded_tokens, case.sample.examples
+        yield "passes over the sample for covariances", f"{whitening.passes}"
+        yield "forward and backward of these passes", f"{whitening.floor_flops(shape, tokens):.3g} FLOP"
+        yield "sums of covariances, float32", f"{whitening.sum_flops(tokens, examples):.3g} FLOP"
+        yield f"partial sums, each of {2 * SAMPLE_TASKS - 1}, all passes", human_bytes(whitening.sum_bytes)
+        yield "inverse roots, float64", f"{len(whitening.roots):,}, {whitening.root_flops(shape):.3g} FLOP"
+        yield "the projections", human_bytes(shape.projection_bytes)
     yield "product with 5,415 queries", f"{scan.product_flops(shape.dimension):.3g} FLOP"
-    yield "norms under the mixed R", f"{scan.norm_flops(shape):.3g} FLOP"
+    if scan.unpacked_numbers(shape.dimension):
+        yield "bits unpacked for it", f"{scan.unpacked_numbers(shape.dimension):.3g}"
+    if scan.changed:
+        yield "norms under the mixed R", f"{scan.norm_flops(shape):.3g} FLOP"
     yield "elements of the scan", f"{scan.groups:,}"
     yield "pairs scored in float64", f"{scan.rescored_pairs():.3g}"
     yield "shuffled by the scan, at most", human_bytes(scan.shuffle_bytes())
@@ -212,7 +343,7 @@ def _by_scan_bytes(prices: Prices) -> str:
     name, count = SCANNERS[0]
     rows = []
     for gib in (4, 16, 64, 256):
-        case = paper_case(scan_bytes=gib << 30, changed=False)
+        case = make_case(scan_bytes=gib << 30, changed=False)
         estimate = estimates(case, prices.machine(name))[2]
         rows.append(
             (
@@ -247,20 +378,22 @@ def main() -> int:
     args = parser.parse_args()
     prices = load_prices(args.prices)
     if args.json:
-        case = paper_case()
         data = {
-            name: [
-                {
-                    "command": estimate.command,
-                    "hours": estimate.wall_seconds(count) / 3600,
-                    "machine_hours": estimate.machine_hours(count),
-                    **dataclasses.asdict(estimate.money(prices.machine(name), count, prices)),
-                }
-                for estimate in estimates(case, prices.machine(name))
-            ]
-            for name, count in (*ENCODERS, *SCANNERS)
+            recipe: {
+                f"{count} × {name}": [
+                    {
+                        "command": estimate.command,
+                        "hours": estimate.wall_seconds(count) / 3600,
+                        "machine_hours": estimate.machine_hours(count),
+                        **dataclasses.asdict(estimate.money(prices.machine(name), count, prices)),
+                    }
+                    for estimate in estimates(make_case(recipe), prices.machine(name))
+                ]
+                for name, count in (*ENCODERS, *SCANNERS)
+            }
+            for recipe in RECIPES
         }
-        print(json.dumps(data, indent=1))
+        print(json.dumps(data, indent=1, ensure_ascii=False))
     else:
         print(report(prices))
     return 0

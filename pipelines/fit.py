@@ -175,7 +175,8 @@ def estimate(args: argparse.Namespace, beam_args: Sequence[str], basis: Basis) -
     if spec.projection == "whitened":
         exact = [weight.name for weight in loaded.weights] if spec.moments == "exact" else []
         parts = covariances.plan_parts(loaded.weights, covariances.shared_inputs(loaded), exact)
-        passes = covariances.plan_passes(parts, fitting.pass_bytes(_local_workers(beam_args)))
+        workers = _local_workers(beam_args) if basis.machine is None else None
+        passes = covariances.plan_passes(parts, fitting.pass_bytes(workers))
     return estimate_fit(spec, shards, tasks, estimates_moments, passes, source, basis)
 
 

@@ -142,9 +142,9 @@ def test_amounts_are_those_of_the_corpus(world: World, own: Path, capsys) -> Non
 @pytest.mark.usefixtures("nothing_runs")
 @pytest.mark.parametrize("machine", [[], ["--machine", "n4-standard-80"]])
 def test_whitened_projections_are_counted(world: World, own: Path, capsys, machine: list[str]) -> None:
-    words = [*commands(world, own)["fit"], *machine]
+    words = [*commands(world, own)["fit"], *machine, "--recipe", "paper", "--moments", "none"]
     plain = dry_run("fit", words, capsys)
-    estimate = dry_run("fit", [*words, "--projection", "whitened", "--moments", "none"], capsys)
+    estimate = dry_run("fit", [*words, "--projection", "whitened"], capsys)
     assert estimate["not_counted"] == []
     assert [stage["name"] for stage in estimate["stages"]] == [
         "start-up",
@@ -160,6 +160,40 @@ def test_whitened_projections_are_counted(world: World, own: Path, capsys, machi
     amounts = {part["name"]: part["amount"] for part in covariances["parts"]}
     assert amounts["sums as files"] == 2 * sums * (2 * 4 - 1)
     assert roots["items"] == (42 if machine else 33)
+
+
+@pytest.mark.parametrize("machine", [[], ["--machine", "n4-standard-80"]])
+def test_the_default_recipe_is_counted(world: World, own: Path, tmp_path: Path, capsys, machine: list[str]) -> None:
+    """Six blocks of 6×6 signs of the output matrices: 27 bytes; the model runs whole, and nothing is done for V or R."""
+    index = tmp_path / "index"
+    words = [word.replace(str(own / "new"), str(index)) for word in commands(world, own)["fit"]]
+    fit = dry_run("fit", [*words, *machine], capsys)
+    assert fit["not_counted"] == []
+    assert [stage["name"] for stage in fit["stages"]] == ["start-up", "covariances", "whitening"]
+    covariances, roots = fit["stages"][1:]
+    amounts = {part["name"]: part["amount"] for part in covariances["parts"]}
+    layer = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 56 * 32
+    assert amounts["gradients"] == pytest.approx(4 * (3 * layer + 300 * 32) * fit["padded_tokens"])
+    squares = 3 * (3 * 32**2 + 56**2)
+    assert amounts["sums of covariances"] == pytest.approx(2 * squares * fit["padded_tokens"])
+    assert amounts["sums as files"] == 2 * 4 * squares * (2 * 4 - 1)
+    assert roots["items"] == 12
+
+    assert cli.main(["fit", *words]) == 0
+    build_words = [word.replace(str(own / "half"), str(index)) for word in commands(world, own)["build-index"]]
+    build = dry_run("build-index", [*build_words, *machine], capsys)
+    assert build["not_counted"] == []
+    assert build["written_bytes"] == pytest.approx(27 * build["examples"])
+    [encoding] = [stage for stage in build["stages"] if stage["name"] == "encoding"]
+    projections = 2 * 3 * ((32 + 32 + 32 + 56) * 6 + 2 * 36)
+    assert encoding["flops"] == pytest.approx((4 * (3 * layer + 300 * 32) + projections) * build["padded_tokens"])
+
+    assert cli.main(["build-index", *build_words]) == 0
+    score_words = [word.replace(str(own / "index"), str(index)) for word in commands(world, own)["score"]]
+    score = dry_run("score", [*score_words, *machine], capsys)
+    assert score["not_counted"] == []
+    assert [stage["name"] for stage in score["stages"]] == ["start-up", "encoding queries", "scan", "merge"]
+    assert score["stages"][2]["flops"] == 2 * 350 * 70 * 216
 
 
 def test_a_calibration_is_kept_for_another_day(world: World, own: Path, tmp_path: Path, capsys) -> None:

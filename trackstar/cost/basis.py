@@ -37,7 +37,13 @@ class Basis:
             rates = Rates(HERE, start_seconds=self.start_seconds)
         else:
             rates = of_machine(self.machine, model_bytes, dtype)
-        return rates if self.kept is None else dataclasses.replace(self.kept.over(rates), machine=rates.machine)
+        if self.kept is None:
+            return rates
+        found = dataclasses.replace(self.kept.over(rates), machine=rates.machine)
+        if self.machine is None:
+            return found
+        # A calibration ran where its machine was up already.
+        return dataclasses.replace(found, start_seconds=rates.start_seconds, restart_seconds=rates.restart_seconds)
 
     @property
     def assumed(self) -> str:

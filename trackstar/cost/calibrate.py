@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 
 from trackstar import corpus, tensors
-from trackstar.batching import Example, windows
+from trackstar.batching import Example, collate, plan_batches, windows
 from trackstar.cost.rates import Rates
 from trackstar.cost.sample import Clock, CorpusSample, padded_tokens
 from trackstar.cost.shapes import EncodingShape, ScanShape
+from trackstar.covariances import CovarianceSink, Part
 from trackstar.encoder import Encoder
 from trackstar.encoding_reader import EncodingReader
 from trackstar.encodings import Encodings
@@ -27,6 +28,7 @@ from trackstar.evaluation.tail_patch_tasks import Group, MeasureTask
 from trackstar.index import DataFile
 from trackstar.item_file import write_parquet
 from trackstar.item_footer import read_item_file
+from trackstar.models import WeightInfo
 from trackstar.passages import fetch_passages
 from trackstar.queries import Change, QuerySet
 from trackstar.results import Query, Ranking, Result, write_results
@@ -43,6 +45,7 @@ ENCODED_QUERIES = 64
 _EIGEN_DIMENSION = 1024
 _TENSOR_BYTES = 32 << 20
 _FEW, _MORE, _SOON = 8, 256, 0.3
+_REPEATS = 4
 
 
 def encoding_rates(encoder: Encoder, sample: CorpusSample, shape: EncodingShape, clock: Clock, rates: Rates) -> Rates:
@@ -210,6 +213,28 @@ def tensor_rate(clock: Clock) -> float | None:
         return _rate(
             _TENSOR_BYTES, _seconds(lambda: tensors.save(str(Path(folder) / "sums.safetensors"), contents, {}), clock)
         )
+
+
+def covariance_rate(encoder: Encoder, examples: Sequence[Example], size: int, clock: Clock) -> float | None:
+    """FLOP/s of the sums behind a covariance of at most 1,024 rows, with a batch of the examples on the model's device."""
+    lengths = [len(example.input_ids) for example in examples]
+    if not lengths:
+        return None
+    size = min(size, _EIGEN_DIMENSION)
+    batch = collate([examples[i] for i in plan_batches(lengths, encoder.spec.batch_tokens)[0]])
+    device = encoder.loaded.device
+    weight = WeightInfo("weight", "weight", size, size, False, "mlp", 0)
+    sink = CovarianceSink([Part(weight.name, "right", size, (weight.name,))], {}, device)
+    vectors = torch.ones(*batch.input_ids.shape, size, device=device, dtype=getattr(torch, encoder.spec.model_dtype))
+    sink.begin(batch.to(device))
+
+    def add(times: int) -> None:
+        for _ in range(times):
+            sink.forward(weight, vectors)
+        sink.total.sums[f"{weight.name}.right"][0, 0].item()  # an accelerator is waited for
+
+    add(1)
+    return _rate(2.0 * _REPEATS * batch.input_ids.numel() * size**2, _seconds(lambda: add(_REPEATS), clock))
 
 
 def gram_rate(blocks: int, dimension: int, clock: Clock) -> float:

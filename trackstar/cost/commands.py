@@ -115,13 +115,14 @@ def estimate_fit(
         measured = EncodingShape.of(loaded.loaded, loaded.encoder.spec)
         rates = calibrate.encoding_rates(loaded.encoder, sample, measured, basis.clock, rates)
         if spec.preconditioner != "none":
+            rates = _preconditioner_rates(rates, spec, basis)
+        if whitening is not None:
             rates = rates.with_measured(
-                gram_flops=calibrate.gram_rate(spec.num_blocks, spec.block_dimension, basis.clock)
+                covariance_flops=calibrate.covariance_rate(
+                    loaded.encoder, sample.examples, whitening.largest, basis.clock
+                ),
+                root_flops=calibrate.eigen_rate(whitening.largest, basis.clock),
             )
-        decomposed = [spec.block_dimension] if spec.preconditioner != "none" else []
-        decomposed += [whitening.largest] if whitening is not None else []
-        if decomposed:
-            rates = rates.with_measured(eigen_flops=calibrate.eigen_rate(max(decomposed), basis.clock))
         rates = rates.with_measured(tensor_bytes=calibrate.tensor_rate(basis.clock))
     whole = sample.extrapolated(items, loaded.window, spec.batch_tokens, 0, len(shards))
     asked = sum(quota for task in tasks for quota in task.quotas)
@@ -134,7 +135,8 @@ def estimate_fit(
         tokens=whole.tokens * share,
         padded_tokens=whole.padded_tokens * share,
     )
-    stages = [model.start_stage(rates, len(tasks))]
+    pipelines = estimates_moments + len(passes) + (spec.preconditioner != "none")
+    stages = [model.start_stage(rates, len(tasks), max(1, pipelines))]
     if estimates_moments:
         stages.append(model.squares_stage(loaded.shape, taken, len(tasks), rates))
     if whitening is not None:
@@ -197,7 +199,7 @@ def estimate_score(
         * len(queries)
         / max(1, len(asked.examples)),
     )
-    stages = [model.start_stage(rates, groups), model.query_stage(loaded.shape, encoded, rates)]
+    stages = [model.start_stage(rates, groups, 2), model.query_stage(loaded.shape, encoded, rates)]
     if scan.changed:
         mixes = task_hessian != "identity"
         # As `prepare_queries` does it; an R_eval that is kept is read instead of made.
@@ -264,7 +266,7 @@ def estimate_scans(
         vectors = queries.vectors[: calibrate.SCAN_QUERIES].float()
         threads.use(scan_threads)
         rates = calibrate.scan_rates(planned[0].files, vectors, spec, shapes[0], settings, basis.clock, rates)
-    stages = [model.start_stage(rates, max((scan.groups for scan in planned), default=1))]
+    stages = [model.start_stage(rates, max((scan.groups for scan in planned), default=1), max(1, len(planned)))]
     for scan in shapes:
         stages += [model.scan_stage(shape, scan, rates), model.merge_stage(scan, rates)]
     rows = sum(scan.rows for scan in shapes)
@@ -311,6 +313,8 @@ def load_for(spec: Spec, source: EncoderSource, basis: Basis) -> CostedModel:
         loaded = load_skeleton(source.model, spec.model_dtype)
     shape = EncodingShape.of(loaded, spec)
     model_bytes = parameters_of(loaded) * _TYPE_BYTES[spec.model_dtype] + shape.preconditioner_bytes
+    if spec.projection == "whitened":
+        model_bytes += shape.projection_bytes
     rates = basis.rates(model_bytes, spec.model_dtype)
     if encoder is not None:
         rates = rates.with_measured(load_seconds=load_seconds)

@@ -1,8 +1,8 @@
 """Work divided by rates: seconds of each part of a run, machine-hours and money.
 
 A part is shared by all machines, or done by each of them, or once by one. The shared parts are cut into items, so with N machines
-and I items the last round of items decides: shared · ⌈I/N⌉ / I. Parts follow each other; nothing is taken to overlap, since a
-worker reads, encodes and writes in turn.
+and I items the last round of items decides: shared · ⌈I/N⌉ / I; or the largest item, where it takes longer. Parts follow each
+other; nothing is taken to overlap, since a worker reads, encodes and writes in turn.
 """
 
 import dataclasses
@@ -59,6 +59,8 @@ class Stage:
     flops: float = 0.0
     object_reads: float = 0.0
     object_writes: float = 0.0
+    largest_share: float = 0.0
+    """Share of the shared work that the largest item has; 0 where all are about as large."""
 
     def of(self, share: Share) -> float:
         """Seconds of all parts of one kind."""
@@ -66,7 +68,7 @@ class Stage:
 
     def wall_seconds(self, machines: int) -> float:
         """From begin to end with so many machines."""
-        rounds = -(-self.items // machines) / self.items if self.items else 0.0
+        rounds = max(-(-self.items // machines) / self.items, self.largest_share) if self.items else 0.0
         return self.of("shared") * rounds + self.of("each") + self.of("once")
 
     def machine_seconds(self, machines: int) -> float:
@@ -142,9 +144,10 @@ def _overhead(rates: Rates, loads_model: bool = True) -> tuple[Part, ...]:
     )
 
 
-def start_stage(rates: Rates, items: int) -> Stage:
-    """Machines and processes come up; no more of them than there are items."""
-    return Stage("start-up", max(1, items), (Part("processes", rates.start_seconds, "s", 1.0, "each"),))
+def start_stage(rates: Rates, items: int, pipelines: int = 1) -> Stage:
+    """Machines and processes come up, for each of so many pipelines; no more of them than there are items."""
+    seconds = rates.start_seconds + (pipelines - 1) * rates.restart_seconds
+    return Stage("start-up", max(1, items), (Part("processes", seconds, "s", 1.0, "each"),))
 
 
 def encode_stage(shape: EncodingShape, corpus: CorpusShape, rates: Rates) -> Stage:
@@ -179,7 +182,7 @@ def commit_stage(files: int, rates: Rates) -> Stage:
 def squares_stage(shape: EncodingShape, sample: CorpusShape, tasks: int, rates: Rates) -> Stage:
     """Second moments are estimated on the sample."""
     flops = shape.squares_flops(sample.padded_tokens, sample.examples)
-    sums = 4.0 * (shape.parameters - shape.head) * (2 * tasks - 1)
+    sums = 4.0 * shape.attributed * (2 * tasks - 1)
     parts = (
         Part("reading and tokenizing", sample.text_bytes, "B", rates.tokenize_bytes),
         Part("gradients and their squares", flops, "FLOP", rates.encode_flops),
@@ -193,26 +196,37 @@ def covariance_stage(
     shape: EncodingShape, whitening: WhiteningShape, sample: CorpusShape, tasks: int, rates: Rates
 ) -> Stage:
     """Covariances are summed in passes over the sample, in files that are added up in a tree; they are gone afterwards."""
-    flops = whitening.flops(shape, sample.padded_tokens, sample.examples)
+    floor = whitening.floor_flops(shape, sample.padded_tokens)
+    summing = whitening.sum_flops(sample.padded_tokens, sample.examples)
     sums = float(whitening.sum_bytes * (2 * tasks - 1))
     read = sample.text_bytes * whitening.passes
     parts = (
         Part("reading and tokenizing", read, "B", rates.tokenize_bytes),
-        Part("gradients and their covariances", flops, "FLOP", rates.encode_flops),
+        Part("gradients", floor, "FLOP", rates.encode_flops),
+        Part("sums of covariances", summing, "FLOP", rates.covariance_flops),
         Part("sums as files", 2.0 * sums, "B", rates.tensor_bytes),
         *(dataclasses.replace(part, amount=part.amount * whitening.passes) for part in _overhead(rates)),
     )
-    return Stage("covariances", tasks, parts, read + sums, sums, flops=flops)
+    return Stage("covariances", tasks, parts, read + sums, sums, flops=floor + summing)
 
 
 def whitening_stage(shape: EncodingShape, whitening: WhiteningShape, rates: Rates) -> Stage:
     """Inverse roots of covariances, by the workers, each times the projections that it serves."""
     flops, written = whitening.root_flops(shape), float(shape.projection_bytes)
     parts = (
-        Part("eigendecompositions", flops, "FLOP", rates.eigen_flops),
+        Part("eigendecompositions", flops, "FLOP", rates.root_flops),
         Part("sums and projections as files", whitening.sum_bytes + written, "B", rates.tensor_bytes),
     )
-    return Stage("whitening", len(whitening.roots), parts, whitening.sum_bytes, 2 * written, written, flops=flops)
+    return Stage(
+        "whitening",
+        len(whitening.roots),
+        parts,
+        whitening.sum_bytes,
+        2 * written,
+        written,
+        flops=flops,
+        largest_share=whitening.largest_root(shape),
+    )
 
 
 def gram_stage(shape: EncodingShape, sample: CorpusShape, tasks: int, rates: Rates) -> Stage:

@@ -16,6 +16,9 @@ HOST_UNPACK = 1.5e10
 """Numbers that a vCPU unpacks to bfloat16 a second, from bits or bytes; as measured on one core (docs/benchmarks.md)."""
 ACCELERATOR_UNPACK = 2.0e11
 """The same of one accelerator: an assumption, from about ten bytes of its memory that are read or written for each."""
+ACCELERATOR_EIGEN = 1.0e12
+"""FLOP/s of one accelerator in float64 eigendecompositions of thousands of rows: an assumption. To make n rows tridiagonal reads
+8·n³/3 bytes of its memory, which alone bounds 9·n³ FLOP by 6.8e12 a second at 2 TB/s."""
 LAUNCHER_EIGEN = 3.5e10
 """FLOP/s of the launcher's eigendecompositions, whatever the workers' machines; as measured on one core."""
 
@@ -55,7 +58,11 @@ class Rates:
     gram_flops: float | None = None
     """FLOP/s of the sums of R."""
     eigen_flops: float | None = None
-    """FLOP/s in float64 eigendecompositions, by `shapes.EIGEN_FLOPS`."""
+    """FLOP/s in the launcher's float64 eigendecompositions, by `shapes.EIGEN_FLOPS`."""
+    covariance_flops: float | None = None
+    """FLOP/s of the sums behind whitened projections, which are float32 whatever the model's type."""
+    root_flops: float | None = None
+    """FLOP/s of the workers' float64 eigendecompositions of these, by `shapes.EIGEN_FLOPS`."""
     text_bytes: float | None = None
     """Bytes of shards that a baseline without a model reads and scores in one pass."""
     step_flops: float | None = None
@@ -64,6 +71,8 @@ class Rates:
     """Bytes of the index that are read through and hashed."""
     start_seconds: float = 0.0
     """Until a process has imported what it needs, or a machine is there."""
+    restart_seconds: float = 0.0
+    """Until machines are there for each pipeline after a command's first; none are ordered where pipelines run here."""
     load_seconds: float = 0.0
     """Until a worker has loaded model and preconditioner, and is as fast as it gets: first calls are slow."""
     scan_start_seconds: float = 0.0
@@ -142,11 +151,14 @@ def of_machine(machine: Machine, model_bytes: float, dtype: str) -> Rates:
         result_entries=3.0e5,
         gram_flops=other32,
         eigen_flops=LAUNCHER_EIGEN,
+        covariance_flops=other32,
+        root_flops=machine.accelerators * ACCELERATOR_EIGEN or machine.vcpus * HOST_FLOAT64 * machine.achieved_other,
         text_bytes=machine.tokenize_bytes_per_second,
         # A step's forward pass, its backward pass to inputs and weights, and the queries' two forward passes, in float32.
         step_flops=machine.peak_float32 * machine.achieved_encode,
         check_bytes=store,  # SHA-256 on all of its processors is faster
         start_seconds=machine.start_seconds,
+        restart_seconds=machine.start_seconds,
         load_seconds=model_bytes / store,
         pipeline_seconds=60.0,
         file_seconds=0.1,

@@ -7,8 +7,9 @@ are T·h a layer and token against 12 h² for its matrices, 3 % at T = 1,500 and
 import dataclasses
 from collections.abc import Sequence
 
+from trackstar.attributed import select
 from trackstar.covariances import Part
-from trackstar.models import LoadedModel
+from trackstar.models import LoadedModel, find_weights
 from trackstar.spec import Spec
 
 SCORE_BYTES = 8 + 4 + 8
@@ -29,8 +30,8 @@ class EncodingShape:
 
     matrices: tuple[tuple[int, int], ...]
     """(m, n) of every attributed weight: outputs, inputs."""
-    head: int
-    """Entries of the LM head."""
+    unattributed: int
+    """Entries of the LM head, and of the layers' matrices that are not attributed: every token is multiplied with them, too."""
     block_rows: int
     block_columns: int
     num_blocks: int
@@ -41,11 +42,14 @@ class EncodingShape:
 
     @classmethod
     def of(cls, loaded: LoadedModel, spec: Spec) -> "EncodingShape":
-        """Of a model's attributed weights and LM head under a spec."""
+        """Of a model under a spec, whichever of its weights `loaded` has been restricted to."""
+        weights = find_weights(loaded.model)
+        attributed = select(weights, spec.attributed)
         head = loaded.model.get_output_embeddings()
+        unattributed = sum(weight.outputs * weight.inputs for weight in set(weights) - set(attributed))
         return cls(
-            tuple((weight.outputs, weight.inputs) for weight in loaded.weights),
-            head.weight.numel() if head is not None else 0,
+            tuple((weight.outputs, weight.inputs) for weight in attributed),
+            unattributed + (head.weight.numel() if head is not None else 0),
             spec.block_rows,
             spec.block_columns,
             spec.num_blocks,
@@ -74,7 +78,12 @@ class EncodingShape:
     @property
     def parameters(self) -> int:
         """Entries of all matrices that a token is multiplied with."""
-        return sum(m * n for m, n in self.matrices) + self.head
+        return self.attributed + self.unattributed
+
+    @property
+    def attributed(self) -> int:
+        """Entries of the attributed weights."""
+        return sum(m * n for m, n in self.matrices)
 
     def floor_flops(self, tokens: float) -> float:
         """Forward pass, 2 a parameter and token, and backward pass to the inputs, 2 more: the frozen floor."""
@@ -98,8 +107,7 @@ class EncodingShape:
 
     def squares_flops(self, tokens: float, examples: float) -> float:
         """The floor and Σ G ⊙ G, as `fit` estimates second moments."""
-        attributed = self.parameters - self.head
-        return self.floor_flops(tokens) + 2.0 * attributed * tokens + 2.0 * attributed * examples
+        return self.floor_flops(tokens) + 2.0 * self.attributed * (tokens + examples)
 
     def gram_flops(self, examples: float) -> float:
         """Σ vec(E_b) vec(E_b)ᵀ over all blocks."""
@@ -164,17 +172,30 @@ class WhiteningShape:
         """Bytes of all sums, float32."""
         return 4 * (sum(k * k for k in self.of_tokens) + sum(m * m + n * n for m, n in self.of_gradients))
 
-    def flops(self, encoding: EncodingShape, tokens: float, examples: float) -> float:
-        """Each pass's frozen floor, and the sums: x xᵀ of every token; or G, its correction, G̃ G̃ᵀ and G̃ᵀ G̃."""
+    def floor_flops(self, encoding: EncodingShape, tokens: float) -> float:
+        """The frozen floor of every pass."""
+        return self.passes * encoding.floor_flops(tokens)
+
+    def sum_flops(self, tokens: float, examples: float) -> float:
+        """The sums: x xᵀ of every token; or G, its correction, G̃ G̃ᵀ and G̃ᵀ G̃."""
         of_tokens = tokens * sum(2.0 * k * k for k in self.of_tokens)
         forming = sum(2.0 * m * n for m, n in self.of_gradients) * tokens
         squaring = sum(m * n + 2.0 * m * n * (m + n) for m, n in self.of_gradients) * examples
-        return self.passes * encoding.floor_flops(tokens) + of_tokens + forming + squaring
+        return of_tokens + forming + squaring
 
     def root_flops(self, encoding: EncodingShape) -> float:
-        """Eigendecompositions, and the roots times Gaussian projections."""
+        """Eigendecompositions, and the roots times orthogonal directions."""
+        return sum(_root_flops(k, max(encoding.block_rows, encoding.block_columns)) for k in self.roots)
+
+    def largest_root(self, encoding: EncodingShape) -> float:
+        """Share of `root_flops` that the largest root has: no number of machines takes less time than it."""
         width = max(encoding.block_rows, encoding.block_columns)
-        return sum(EIGEN_FLOPS * float(k) ** 3 + 4.0 * k * k * width for k in self.roots)
+        return _root_flops(self.largest, width) / self.root_flops(encoding)
+
+
+def _root_flops(size: int, width: int) -> float:
+    """Of the root of a matrix of `size` rows, times `width` directions at most."""
+    return EIGEN_FLOPS * float(size) ** 3 + 4.0 * size * size * width
 
 
 @dataclasses.dataclass(frozen=True)

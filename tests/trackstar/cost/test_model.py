@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 
 from trackstar import covariances
 from trackstar.cost import model
+from trackstar.cost.basis import Basis
 from trackstar.cost.model import Estimate, Part, Stage
 from trackstar.cost.prices import DataflowPrices, Machine, Prices, StoragePrices
 from trackstar.cost.rates import Rates, of_machine, read_rates
 from trackstar.cost.shapes import CorpusShape, EncodingShape, ScanShape, StepsShape, WhiteningShape
 from trackstar.errors import TrackStarError
 
-# Two weights, 4×3 and 2×5, an LM head of 7 entries, two blocks of 2×3: d_b = 6, d = 12.
+# Two weights, 4×3 and 2×5, 7 entries that are not attributed, two blocks of 2×3: d_b = 6, d = 12.
 SHAPE = EncodingShape(((4, 3), (2, 5)), 7, 2, 3, 2, "none", True, 24)
 SCAN = ScanShape(1e6, 100, 10, 24e6, 50, 20, 2, True)
 MACHINE = Machine(
@@ -45,7 +46,7 @@ PRICES = Prices(
 
 
 def test_encoding_by_hand() -> None:
-    assert SHAPE.parameters == 12 + 10 + 7
+    assert (SHAPE.parameters, SHAPE.attributed) == (12 + 10 + 7, 12 + 10)
     assert SHAPE.floor_flops(100) == 11_600  # (2 forward + 2 backward) · 29 · 100
     # Lᵀs: 2·4·2 and 2·2·2; Rᵀa: 2·3·3 and 2·5·3; outer products 2·6 each: 46 and 50 a token.
     assert SHAPE.projection_flops(100, 10) == 9_600
@@ -78,20 +79,26 @@ def test_whitening_by_hand() -> None:
     assert whitening.largest == 5
     assert whitening.sum_bytes == 4 * (9 + 16 + 25 + 4 + 25) == sum(part.num_bytes for part in parts)
     # Two floors; tokens' products 2·(9 + 16 + 25); forming 2·10 a token; an example: scaling 10, products 2·10·(2 + 5).
-    assert whitening.flops(SHAPE, 100, 10) == 2 * 11_600 + 100 * 100 + 20 * 100 + 10 * (10 + 140)
+    assert whitening.floor_flops(SHAPE, 100) == 2 * 11_600
+    assert whitening.sum_flops(100, 10) == 100 * 100 + 20 * 100 + 10 * (10 + 140)
     # 9 k³, and two products with 3 columns at most.
     assert whitening.root_flops(SHAPE) == 9 * (27 + 64 + 125 + 125 + 8) + 4 * 3 * (9 + 16 + 25 + 25 + 4)
+    assert whitening.largest_root(SHAPE) == pytest.approx((9 * 125 + 4 * 3 * 25) / whitening.root_flops(SHAPE))
     assert SHAPE.projection_bytes == 4 * (4 * 2 + 3 * 3 + 2 * 2 + 5 * 3)
     rates = of_machine(MACHINE, model_bytes=2e9, dtype="bfloat16")
     sample = CorpusShape(items=4, text_bytes=3e6, examples=10, tokens=90, padded_tokens=100)
     stage = model.covariance_stage(SHAPE, whitening, sample, 4, rates)
     seconds = {part.name: part.seconds for part in stage.parts}
     assert seconds["reading and tokenizing"] == pytest.approx(6.0)  # twice
+    assert seconds["gradients"] == pytest.approx(2 * 11_600 / 5e11)
+    assert seconds["sums of covariances"] == pytest.approx(13_500 / 2e10)  # in float32, whatever the model's type
     assert seconds["model and preconditioner"] == pytest.approx(4.0)  # loaded twice
     assert seconds["sums as files"] == pytest.approx(2 * 7 * 316 / 1e9)  # four, and three of their merging
     assert (stage.kept_bytes, stage.written_bytes) == (0, 7 * 316)
     roots = model.whitening_stage(SHAPE, whitening, rates)
     assert (roots.items, roots.kept_bytes, roots.flops) == (5, 144, whitening.root_flops(SHAPE))
+    assert roots.parts[0].seconds == pytest.approx(whitening.root_flops(SHAPE) / 6e9)  # 4 vCPU · 15 GFLOP/s · 0.1
+    assert roots.wall_seconds(5) == pytest.approx(roots.machine_seconds(5) * whitening.largest_root(SHAPE))
 
 
 def test_scan_by_hand() -> None:
@@ -136,6 +143,8 @@ def test_stages_in_seconds() -> None:
     measured = dataclasses.replace(rates, unpack_numbers=None)  # a calibration's product has it in it
     assert "unpacking rows" not in [part.name for part in model.scan_stage(SHAPE, packed, measured).parts]
     assert model.start_stage(rates, 1).wall_seconds(1) == 100
+    assert model.start_stage(rates, 8, 3).machine_seconds(4) == 3 * 4 * 100  # three jobs, each with machines of its own
+    assert model.start_stage(Rates("here", start_seconds=5), 8, 3).wall_seconds(1) == 5
     steps = model.steps_stage(1000, StepsShape(10, 200, 300, 4), rates)
     assert steps.flops == 6 * 1000 * 200 + 2 * 1000 * 300 + 20 * 1000 * 10
     assert model.commit_stage(1000, rates).wall_seconds(8) == pytest.approx(100)
@@ -154,6 +163,10 @@ def test_machines_share_items_and_pay_what_each_needs() -> None:
     assert stage.wall_seconds(7) == stage.wall_seconds(1000) == pytest.approx(100 / 7 + 15)
     assert stage.machine_seconds(1000) == 100 + 70 + 5  # no more machines than items
     assert Stage("s", 0, parts[1:]).wall_seconds(3) == 15
+    uneven = dataclasses.replace(stage, largest_share=0.5)
+    assert uneven.wall_seconds(1) == stage.wall_seconds(1)
+    assert uneven.wall_seconds(3) == uneven.wall_seconds(7) == pytest.approx(50 + 15)
+    assert uneven.machine_seconds(3) == stage.machine_seconds(3)
 
 
 def test_money_by_hand() -> None:
@@ -246,6 +259,9 @@ def test_a_calibration_is_kept_and_read(tmp_path) -> None:
     assert merged.encode_flops == 2e9
     assert merged.load_seconds == 1.5
     assert merged.scan_flops == table.scan_flops
+    named = Basis(MACHINE, False, rates).rates(1e9, "bfloat16")
+    assert (named.machine, named.encode_flops, named.load_seconds) == ("m", 2e9, 1.5)
+    assert named.start_seconds == named.restart_seconds == 100  # machines are ordered all the same
 
 
 @pytest.mark.parametrize(
