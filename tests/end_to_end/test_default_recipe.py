@@ -142,6 +142,15 @@ def test_without_r_every_task_hessian_is_none(
     assert (tmp_path / "r.jsonl").read_bytes() == (tmp_path / "plain.jsonl").read_bytes()
 
 
+@pytest.mark.parametrize("flag", ["--task_mixing", "--keep_task_hessian", "--task_hessian"])
+def test_what_needs_r_is_refused_without_it(
+    own: World, index: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], flag: str
+) -> None:
+    assert score(own, index, tmp_path / "r.jsonl", flag, "0.5") == cli.EXIT_USAGE
+    assert f"{flag} 0.5: this index has no R_train to mix with (fit --preconditioner train" in capfd.readouterr().err
+    assert not (tmp_path / "r.jsonl").exists()
+
+
 def test_the_papers_recipe_has_v_and_r(own: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Second moments are estimated, R_train is fitted, and R_eval of the queries is mixed in."""
     paper = tmp_path / "paper"
