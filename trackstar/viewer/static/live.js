@@ -425,8 +425,8 @@ function layerTable(explanations, end) {
     const scores = [stored, score].map((value) => h("td", {}, numberText(value)));
     return h("tr", {}, h("th", { scope: "row" }, String(rank)), scores, shadedTarget(query), h("td", {}, cells));
   });
-  const head = ["rank", "score", "from the texts", "what the model said", "largest layers"].map((name) => h("th", { scope: "col" }, name));
-  const caption = `Where the scores of the ${end} come from. The index scores encodings as they are stored, rounded; contributions sum to the score computed again from the texts.`;
+  const head = ["rank", "score", "unrounded", "what the model said", "largest layers"].map((name) => h("th", { scope: "col" }, name));
+  const caption = `Where the scores of the ${end} come from; unrounded: computed again from the texts`;
   return h(
     "div",
     { class: "scroll", tabindex: 0, role: "region", "aria-label": "Contributions of the target's tokens and of layers" },
