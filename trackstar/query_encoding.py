@@ -157,7 +157,9 @@ def task_preconditioner(
         }
         if any(given.values()):
             flags = ", ".join(flag for flag, is_given in given.items() if is_given)
-            raise TrackStarError(f"{flags}: this index has no R_train to mix with (fit --preconditioner train makes one)")
+            raise TrackStarError(
+                f"{flags}: this index has no R_train to mix with (fit --preconditioner train makes one)"
+            )
         return TaskPreconditioner(None, None, 0.0)
     train = Preconditioner.load(storage.join(index.uri, "preconditioner"))
     if task_hessian == "none":
