@@ -324,6 +324,10 @@ def test_passages_of_split_documents(world: World, tmp_path: Path) -> None:
     found = report(tmp_path / "both.jsonl")
     assert 120 < found["examples"] < K * 40
     assert (tmp_path / "both.jsonl").read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
+    mixing = ["--task_mixing", "0.3"]  # the cheap index has no R to mix with, the better one has
+    assert own.score(tmp_path / "mixed_alone.jsonl", *mixing, index=own.better) == 0
+    assert own.both(tmp_path / "mixed.jsonl", *mixing, "--over_fetch", "40") == 0
+    assert (tmp_path / "mixed.jsonl").read_bytes() == (tmp_path / "mixed_alone.jsonl").read_bytes()
     assert own.score(tmp_path / "spec.jsonl", "--better_spec", str(own.better), *flags) == 0
     assert report(tmp_path / "spec.jsonl")["missing"] == []
     [again], [alone] = results(tmp_path / "spec.jsonl"), results(tmp_path / "alone.jsonl")
