@@ -55,7 +55,7 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {
-    "fit": Command("pipelines.fit", "collect second moments and the preconditioner; write the spec of a new index"),
+    "fit": Command("pipelines.fit", "fit what encodings need on a sample of the corpus; write the spec of a new index"),
     "build-index": Command("pipelines.build_index", "encode the corpus into the index"),
     "reindex": Command(
         "pipelines.reindex", "bring an index up to date with its corpus: encode what changed, drop what is gone"

@@ -15,9 +15,10 @@ from trackstar import threads
 from trackstar.demo import answers, corpus, page, report, train
 from trackstar.evaluation.facts import read_facts
 
-# The demo's model is small and its sentences are short: blocks of 32×32 keep the index and the preconditioner small.
-_SPEC_FLAGS = ["--recipe", "paper", "--block_rows", "32", "--block_columns", "32", "--max_length", "64"]
 _DOT_PRODUCT = "plain gradient dot product"
+# The paper's recipe without its corrections: one Gaussian projection of all weights' gradients, as they are, and their norms.
+_DOT_PRODUCT_FLAGS = ["--recipe", "paper", "--block_rows", "32", "--block_columns", "32", "--moments", "none"]
+_DOT_PRODUCT_FLAGS += ["--preconditioner", "none", "--stores_text", "false"]
 _SHOWN_PROPONENTS = 20  # Of each query, in the page; the results hold more.
 
 
@@ -36,11 +37,11 @@ def run(args: argparse.Namespace, beam_args: list[str]) -> int:
     shared = ["--corpus", *written.patterns, "--model", str(checkpoint)]
     shared += ["--threads_per_worker", str(min(4, threads.cores()))]
     trackstar = _Index(folder, "trackstar", shared, beam_args)
-    trackstar.build("--optimizer_state", str(checkpoint))
+    trackstar.build()
     results = trackstar.score(asked)
     plain = _Index(folder, "dot_product", shared, beam_args)
-    plain.build("--moments", "none", "--preconditioner", "none", "--normalisation", "vector", "--stores_text", "false")
-    baseline = plain.score(asked, "--unit_norm", "false", "--task_hessian", "none", "--opponents", "false")
+    plain.build(*_DOT_PRODUCT_FLAGS)
+    baseline = plain.score(asked, "--unit_norm", "false", "--opponents", "false")
     methods = {"TrackStar": report.read_jsonl(results), _DOT_PRODUCT: report.read_jsonl(baseline)}
     report.show(methods, written.facts)
     page.fill_texts(baseline, folder)
@@ -69,7 +70,7 @@ class _Index:
     def build(self, *fit_flags: str) -> None:
         """fit and build-index."""
         where = [*self._shared, "--index", str(self.folder)]
-        _call("fit", [*where, *_SPEC_FLAGS, *fit_flags, *self._beam_args])
+        _call("fit", [*where, *fit_flags, *self._beam_args])
         _call("build-index", [*where, *self._beam_args])
 
     def score(self, queries: Path, *flags: str) -> Path:
@@ -107,7 +108,7 @@ Results for all queries: {results[0]}
 What the index holds:    trackstar inspect {index}
 Ask something else:      echo '{query}' > {folder}/mine.jsonl
                          trackstar score --index {index} --model {checkpoint} \\
-                             --queries {folder}/mine.jsonl --output {folder}/mine_results.jsonl --task_hessian none
+                             --queries {folder}/mine.jsonl --output {folder}/mine_results.jsonl
 Your own model:          trackstar fit --help   (after `make`, the program is .venv/bin/trackstar)"""
 
 

@@ -1,8 +1,8 @@
-"""Collects what encodings need: second moments, projections and the preconditioner; writes the spec of a new index.
+"""Fits what encodings need, projections, second moments and the preconditioner, and writes the spec of a new index.
 
-Second moments come from the optimizer state of the training run (--optimizer_state), or else are estimated on the sample.
-Whitened projections (--projection whitened) and the preconditioner R_train are fitted on the same fixed random sample of the
-corpus, in this order: R_train is that of the gradients as they are projected.
+Whitened projections (the default) and, where it is asked for, the preconditioner R_train are fitted on the same fixed random
+sample of the corpus, in this order: R_train is that of the gradients as they are projected. Second moments, where there are to be
+any, come from the optimizer state of the training run (--optimizer_state), or else are estimated on the sample.
 """
 
 import argparse

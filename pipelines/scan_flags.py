@@ -34,8 +34,8 @@ def add_ranking_arguments(parser: argparse.ArgumentParser) -> None:
         "--task_hessian",
         default="auto",
         metavar="auto|none|identity|DIR",
-        help="auto: mix R_eval of these queries into the preconditioner; none: R_train alone; identity: no preconditioner at "
-        "all (for comparisons); or the folder of an R_eval",
+        help="where the index has an R_train: auto: mix R_eval of these queries into it; none: R_train alone; identity: no "
+        "preconditioner at all (for comparisons); or the folder of an R_eval",
     )
     group.add_argument("--keep_task_hessian", metavar="DIR", help="keep R_eval there, for --task_hessian of later runs")
     group.add_argument(

@@ -1,7 +1,8 @@
 """Finds each query's proponents and opponents: the examples with the highest and lowest scores in the whole index.
 
-Every encoding is scored against every query, exactly: no sampling, no pre-filter. With --task_hessian auto the preconditioner is
-R = λ R_eval + (1 − λ) R_train, R_eval from these queries; the index need not be built again for it.
+Every encoding is scored against every query, exactly: no sampling, no pre-filter. Where the index has an R_train (fit
+--preconditioner train), --task_hessian auto scores under R = λ R_eval + (1 − λ) R_train, R_eval from these queries; the index
+need not be built again for it.
 
 In two passes (--better_index, --better_spec) a cheap index is scanned, and what it proposes is scored again in a better form.
 That is exact but for what the cheap one does not propose; --check_recall measures how much that is.

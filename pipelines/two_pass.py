@@ -226,7 +226,9 @@ class TwoPassScore:
         """Encodes the queries for one of the two."""
         args, work = self.args, self._work(index)
         parts = encode_queries(self.queries, source, work, self.beam_args, index.uri)
-        prepared = prepare_queries(index, parts, args.task_hessian, args.task_mixing, None, say)
+        # Of the two, one alone may have an R to mix.
+        mixing = None if index.spec.preconditioner == "none" else args.task_mixing
+        prepared = prepare_queries(index, parts, args.task_hessian, mixing, None, say)
         return Scan(
             *prepared.save(work),
             settings,

@@ -38,6 +38,7 @@ def of_explanation(explanation: "Explanation") -> str:
     """The document and the query, shaded, and the layers."""
     example = explanation.example
     note = "" if explanation.as_encoded else " (not exactly what was encoded)"
+    note += f"; of the encoding as the index stores it {example.score:.4f}"
     layers = "".join(
         f'<tr><td>layer {part.layer} {part.kind}</td><td class="number">{part.contribution:+.4f}</td></tr>'
         for part in explanation.layers

@@ -105,7 +105,7 @@ def prepare_queries(
         tell: Told which λ is used.
 
     Raises:
-        TrackStarError: R_eval was asked for and the index has no R_train, or does not fit it.
+        TrackStarError: an R_eval, λ or a place for R_eval is given and the index has no R_train, or R_eval does not fit it.
     """
     loaded = [tensors.load(part)[0] for part in parts]
     gradients = torch.cat([part["gradients"] for part in loaded])
@@ -150,9 +150,15 @@ def task_preconditioner(
     """
     spec = index.spec
     if spec.preconditioner == "none":
-        if task_hessian not in ("auto", "none", "identity"):
+        given = {
+            f"--task_hessian {task_hessian}": task_hessian not in ("auto", "none", "identity"),
+            f"--task_mixing {mixing}": mixing is not None,
+            f"--keep_task_hessian {keep_task_hessian}": keep_task_hessian is not None,
+        }
+        if any(given.values()):
+            flags = ", ".join(flag for flag, is_given in given.items() if is_given)
             raise TrackStarError(
-                f"--task_hessian {task_hessian}: this index has no R_train (fit --preconditioner none)"
+                f"{flags}: this index has no R_train to mix with (fit --preconditioner train makes one)"
             )
         return TaskPreconditioner(None, None, 0.0)
     train = Preconditioner.load(storage.join(index.uri, "preconditioner"))

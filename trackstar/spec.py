@@ -65,8 +65,8 @@ class Spec:
     block_columns: int = _field("d1: columns of one block, what the input side of a weight is projected to")
     num_blocks: int = _field("number of blocks, as the model's layers gave it")
     projection: str = _field(
-        "random projection of each weight's gradient: gaussian, or whitened (Gaussian behind the inverse roots of the "
-        "covariances of the weight's activations and output gradients, fitted on the sample)",
+        "random projection of each weight's gradient: gaussian, or whitened (orthogonal directions behind the inverse roots of "
+        "the covariances of the weight's activations and output gradients, fitted on the sample)",
         PROJECTIONS,
     )
     projection_seed: int = _field("seed of the random projections")
@@ -156,7 +156,10 @@ class Spec:
             raise TrackStarError(f"{where}: not the spec of an index ({error})") from error
         version = fields.get("format_version")
         if version != FORMAT_VERSION:
-            raise TrackStarError(f"{where}: format version {version}; this program reads version {FORMAT_VERSION}")
+            raise TrackStarError(
+                f"{where}: format version {version}; this program reads version {FORMAT_VERSION}. An index of another version "
+                "has to be fitted and built again, in another folder (`trackstar fit`, `trackstar build-index`)"
+            )
         known = {field.name for field in dataclasses.fields(cls)}
         if known != set(fields):
             raise TrackStarError(f"{where}: unknown or missing fields: {', '.join(sorted(known ^ set(fields)))}")

@@ -225,7 +225,8 @@ class Explanation:
 
     Args:
         example: The example, with the score that the index gave.
-        score: Sum of the contributions: the score computed again from the texts. The index's is of encodings that were rounded.
+        score: Sum of the contributions: the score computed again from the texts. The index's is of encodings that were rounded,
+            with sign bits by much.
         loss: The example's loss, computed again.
         document: Contributions of the example's tokens.
         query: Contributions of the query's tokens to the same score.

@@ -41,7 +41,7 @@ def model_flags(world: World) -> list[str]:
 def commands(world: World, own: Path) -> dict[str, list[str]]:
     """Every pipeline's command line, but for --dry_run."""
     queries, output = ["--queries", str(own / "queries.jsonl")], ["--output", str(own / "out.jsonl")]
-    small = ["--block_rows", "6", "--block_columns", "6", "--sample_size", "120"]
+    small = ["--recipe", "paper", "--block_rows", "6", "--block_columns", "6", "--sample_size", "120"]
     return {
         "fit": [*world.flags(own / "new"), *small],
         "build-index": world.flags(own / "half"),
@@ -160,6 +160,10 @@ def test_whitened_projections_are_counted(world: World, own: Path, capsys, machi
     amounts = {part["name"]: part["amount"] for part in covariances["parts"]}
     assert amounts["sums as files"] == 2 * sums * (2 * 4 - 1)
     assert roots["items"] == (42 if machine else 33)
+    default = dry_run("fit", [*world.flags(own / "new"), "--sample_size", "120", *machine], capsys)
+    assert default["not_counted"] == []
+    assert [stage["name"] for stage in default["stages"]] == ["start-up", "covariances", "whitening"]  # no V, no R
+    assert default["stages"][2]["items"] == 2 * 6  # both sides of what writes into the residual stream
 
 
 @pytest.mark.parametrize("machine", [[], ["--machine", "n4-standard-80"]])

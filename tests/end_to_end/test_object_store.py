@@ -115,7 +115,7 @@ def twins(world: World, store: tuple[str, Path], tmp_path_factory: pytest.TempPa
     (root / "facts.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in FACTS))
     upload(root, bucket)
     local, remote = Place(str(root)), Place(bucket)
-    small = ["--block_rows", "6", "--block_columns", "6", "--sample_size", "4000"]
+    small = ["--recipe", "paper", "--block_rows", "6", "--block_columns", "6", "--sample_size", "4000"]
     assert remote.run("fit", *remote.flags(), *small, "--optimizer_state", remote.of("model"), WORKERS) == 0
     for info in storage.list(remote.of("index")):  # a sample is drawn by the shards' names: the twins share one
         storage.copy(info.uri, info.uri.replace(bucket, str(root)))
@@ -182,7 +182,8 @@ def test_fit_in_a_bucket_agrees_with_fit_on_a_disk(twins: Twins, tmp_path: Path)
         "--index",
         str(tmp_path / "index"),
     ]
-    small = ["--item_bytes", "2000", "--block_rows", "6", "--block_columns", "6", "--sample_size", "4000"]
+    small = ["--recipe", "paper", "--item_bytes", "2000", "--block_rows", "6", "--block_columns", "6"]
+    small += ["--sample_size", "4000"]
     assert cli.main(["fit", *words, *small, "--optimizer_state", twins.local.of("model/optimizer.pt")]) == 0
     here, there = Index.open(str(tmp_path / "index")), Index.open(twins.remote.of("index"))
     differing = {line.split()[0] for line in there.spec.differences(here.spec)}

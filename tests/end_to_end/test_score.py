@@ -113,15 +113,15 @@ def test_without_unit_norm_equals_brute_force(doubled: tuple[World, Path], tmp_p
 
 
 @pytest.mark.parametrize("storage", ["bfloat16", "int8", "sign"])
-def test_the_default_recipe_equals_brute_force(world: World, tmp_path: Path, capfd, storage: str) -> None:
-    """A block a weight, each to unit norm: under R_train, and under the mixed R; d = 756 is no multiple of 8."""
+def test_a_block_a_weight_equals_brute_force(world: World, tmp_path: Path, capfd, storage: str) -> None:
+    """Each to unit norm: under R_train, and under the mixed R; d = 756 is no multiple of 8."""
     own = World(tmp_path)
     (tmp_path / "model").symlink_to(world.model)
     (tmp_path / "corpus").mkdir()
     shutil.copy(world.corpus / "a.jsonl", tmp_path / "corpus")
     (tmp_path / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in QUERIES))
     index = tmp_path / "index"
-    assert own.fit(index, "--recipe", "default", "--storage", storage) == 0
+    assert own.fit(index, "--layout", "weights", "--normalisation", "block", "--storage", storage) == 0
     assert "one block of 6×6 a weight (21), each to unit norm first" in capfd.readouterr().err
     assert own.build(index) == 0
     capfd.readouterr()

@@ -24,7 +24,7 @@ ALL = 24
 
 
 class Scene:
-    """A corpus with ties, a cheap index of sign bits and a better one, cut otherwise; and queries."""
+    """A corpus with ties, a cheap index of sign bits and a better one, both with R, cut otherwise; and queries."""
 
     def __init__(self, root: Path, world: World | None = None):
         self.root = root
@@ -71,7 +71,7 @@ def scene(world: World, tmp_path_factory: pytest.TempPathFactory) -> Scene:
     (root / "corpus" / "z.jsonl").write_text("".join(json.dumps(copy) + "\n" for copy in copies))
     (root / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in QUERIES))
     made = Scene(root)
-    made.fit(made.cheap, 2000, "--block_rows", "4", "--block_columns", "4", "--storage", "sign")
+    made.fit(made.cheap, 2000, "--block_rows", "4", "--block_columns", "4", "--preconditioner", "train")
     made.build(made.cheap, 2000)
     made.fit(made.better, 3500, "--recipe", "paper", "--block_rows", "7", "--block_columns", "7")
     made.build(made.better, 3500)
@@ -313,9 +313,10 @@ def test_passages_of_split_documents(world: World, tmp_path: Path) -> None:
     (tmp_path / "queries.jsonl").write_text(json.dumps(QUERIES[0]) + "\n")
     own = Scene(tmp_path)
     split = ("--long_documents", "split", "--max_length", "12")
-    own.fit(own.cheap, 2000, *split, "--block_rows", "4", "--block_columns", "4", "--storage", "sign")
+    own.fit(own.cheap, 2000, *split, "--block_rows", "4", "--block_columns", "4")
     own.build(own.cheap, 2000)
-    own.fit(own.better, 3500, *split, "--block_rows", "5", "--block_columns", "5")
+    better = ("--block_rows", "5", "--block_columns", "5", "--storage", "bfloat16", "--preconditioner", "train")
+    own.fit(own.better, 3500, *split, *better)
     own.build(own.better, 3500)
     flags = ["--task_hessian", "none", "--over_fetch", "40"]
     assert own.score(tmp_path / "alone.jsonl", "--task_hessian", "none", index=own.better) == 0
@@ -323,6 +324,10 @@ def test_passages_of_split_documents(world: World, tmp_path: Path) -> None:
     found = report(tmp_path / "both.jsonl")
     assert 120 < found["examples"] < K * 40
     assert (tmp_path / "both.jsonl").read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
+    mixing = ["--task_mixing", "0.3"]  # the cheap index has no R to mix with, the better one has
+    assert own.score(tmp_path / "mixed_alone.jsonl", *mixing, index=own.better) == 0
+    assert own.both(tmp_path / "mixed.jsonl", *mixing, "--over_fetch", "40") == 0
+    assert (tmp_path / "mixed.jsonl").read_bytes() == (tmp_path / "mixed_alone.jsonl").read_bytes()
     assert own.score(tmp_path / "spec.jsonl", "--better_spec", str(own.better), *flags) == 0
     assert report(tmp_path / "spec.jsonl")["missing"] == []
     [again], [alone] = results(tmp_path / "spec.jsonl"), results(tmp_path / "alone.jsonl")
@@ -340,9 +345,9 @@ def test_texts_that_are_gone_cannot_be_encoded_again(
     (tmp_path / "queries.jsonl").write_text(json.dumps(QUERIES[0]) + "\n")
     own = Scene(tmp_path)
     small = ("--block_rows", "4", "--block_columns", "4")
-    own.fit(own.cheap, 2000, *small, "--storage", "sign", "--stores_text", "false")
+    own.fit(own.cheap, 2000, *small, "--stores_text", "false")
     own.build(own.cheap, 2000)
-    own.fit(own.better, 2000, *small)
+    own.fit(own.better, 2000, *small, "--storage", "bfloat16")
     words = ["--better_spec", str(own.better), "--over_fetch", "2"]
     assert own.score(tmp_path / "corpus.jsonl", *words) == 0
     assert len(results(tmp_path / "corpus.jsonl")[0].proponents.ids) == K

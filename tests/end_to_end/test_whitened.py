@@ -18,7 +18,8 @@ from trackstar.sample_sums import sum_covariances
 
 pytest_plugins = ["tests.gcs"]
 
-FLAGS = ("--projection", "whitened", "--recipe", "default")
+FLAGS = ("--projection", "whitened", "--layout", "weights", "--normalisation", "block")
+"""With all weights, R and bfloat16, as the world fits."""
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +31,17 @@ def whitened(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return index
 
 
-@pytest.mark.parametrize("kind", ["none", "factored", "exact"])
-def test_projections_are_those_of_the_sample(world: World, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "attributed"), [("none", "all"), ("factored", "all"), ("exact", "all"), ("none", "outputs")]
+)
+def test_projections_are_those_of_the_sample(world: World, tmp_path: Path, kind: str, attributed: str) -> None:
     """With a sample that takes every document, against one pass over all of them in this process."""
     index = tmp_path / "index"
-    assert world.fit(index, *FLAGS, "--moments", kind, "--sample_size", "100000") == 0
+    chosen = ("--moments", kind, "--attributed", attributed)
+    assert world.fit(index, *FLAGS, *chosen, "--sample_size", "100000") == 0
     spec = Index.open(str(index)).spec
     assert (spec.projection, spec.whitening_damping, spec.moments) == ("whitened", 0.1, kind)
+    assert spec.num_blocks == (21 if attributed == "all" else 6)
     found = whitening.read_for(str(index / "projections.safetensors"), spec)
     uri = str(index / "second_moments.safetensors") if kind != "none" else None
     plain = fitting.stage_spec(spec, moments=kind != "none", projections=False)
@@ -144,12 +149,14 @@ def test_planted_duplicates_are_found(world: World, whitened: Path, tmp_path: Pa
 def test_a_second_fit_and_another_one(world: World, whitened: Path, capfd) -> None:
     assert world.fit(whitened, *FLAGS) == 0
     assert "fitted already with these settings" in capfd.readouterr().err
-    assert world.fit(whitened, "--recipe", "default") == cli.EXIT_USAGE
+    assert world.fit(whitened, *FLAGS, "--projection", "gaussian") == cli.EXIT_USAGE
     error = capfd.readouterr().err
     assert "an index with other settings is there already" in error
     assert "projection: 'whitened' here, 'gaussian' there" in error
     assert world.fit(whitened, *FLAGS, "--whitening_damping", "0.2") == cli.EXIT_USAGE
     assert "whitening_damping: 0.1 here, 0.2 there" in capfd.readouterr().err
+    assert world.fit(whitened, *FLAGS, "--attributed", "outputs") == cli.EXIT_USAGE
+    assert "attributed: 'all' here, 'outputs' there" in capfd.readouterr().err
 
 
 def test_damaged_projections_are_noticed(world: World, whitened: Path, tmp_path: Path, capfd) -> None:

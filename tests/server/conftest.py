@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import cli
 from tests.end_to_end.conftest import built, fitted, world  # noqa: F401
 from tests.end_to_end.world import World
 from tests.server.running import Gated, Running, running
@@ -15,6 +16,15 @@ from trackstar.tracing import Tracer, open_index
 def tracer(world: World, built: Path) -> Tracer:  # noqa: F811
     """The whole index, with its model."""
     return open_index(str(built), str(world.model), "cpu", threads=1)
+
+
+@pytest.fixture(scope="session")
+def mlp_tracer(world: World, tmp_path_factory: pytest.TempPathFactory) -> Tracer:  # noqa: F811
+    """Of an index by the default recipe, sign bits, but of the MLPs' weights alone."""
+    index = tmp_path_factory.mktemp("mlp") / "index"
+    assert cli.main(["fit", *world.flags(index), "--attributed", "mlp", "--sample_size", "120"]) == 0
+    assert world.build(index) == 0
+    return open_index(str(index), str(world.model), "cpu", threads=1)
 
 
 @pytest.fixture(scope="module")

@@ -120,6 +120,8 @@ def test_tokens_are_shaded_on_request(opener: Opener, own: Running) -> None:  # 
         assert [float(title or "nan") for title in titles] == pytest.approx(of_target, abs=6e-5)
         kinds = ["for" if value >= 0 else "against" for value in of_target]
         assert [f"token {kind}" for kind in kinds] == [t.get_attribute("class") for t in row.locator(".token").all()]
+        scores = [float(cell) for cell in row.locator("td").all_inner_texts()[:2]]
+        assert scores == pytest.approx([explained["index_score"], explained["score"]], abs=6e-5)
         layers = sorted(explained["layers"], key=lambda layer: -abs(layer["contribution"]))
         expect(row.locator("td").last).to_contain_text(f"{layers[0]['kind']} {layers[0]['layer']}: ")
     for place in range(5):
@@ -127,6 +129,19 @@ def test_tokens_are_shaded_on_request(opener: Opener, own: Running) -> None:  # 
         assert (shaded > 0) == (place < 2)
     assert page.locator(".passage-text").all_inner_texts() == texts
     expect(page.locator("#count")).to_have_text("1 query")
+
+
+def test_an_index_of_the_mlps_alone_is_explained_by_these(opener: Opener, mlp_tracer: Tracer) -> None:  # noqa: F811
+    with running(mlp_tracer) as server:
+        page = opener(url(server))
+        ask(page)
+        page.get_by_role("button", name="Shade tokens").click()
+        rows = page.locator(".live-layers tbody tr")
+        expect(rows).to_have_count(5)
+        for row in rows.all():
+            expect(row.locator("td").last).to_contain_text("mlp")
+            expect(row.locator("td").last).not_to_contain_text("attention")
+        assert page.locator(".passage .token").count() > 5
 
 
 def test_errors_are_said(opener: Opener, own: Running) -> None:  # noqa: F811

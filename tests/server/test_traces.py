@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipelines import cli
 from tests.end_to_end.world import World
 from tests.server.running import ENDED, QUERY, Gated, Running, running, wait_for
+from trackstar.corpus import Record
 from trackstar.tracing import Tracer, open_index
 
 PROMPTS = ["The capital of Italy is", "seven green", "Rome is a city in", "a river", "The old", "Paris is"]
@@ -82,6 +84,27 @@ def test_explanations_add_up_to_the_score(server: Running, end: str) -> None:
             for name, values in (("segments", "by_position"), ("target_segments", "by_target")):
                 assert sum(part[2] for part in tokens[name]) == pytest.approx(sum(tokens[values][i] for i in inside))
         assert explained["document"]["text"] == trace["result"][end][place]
+
+
+def test_an_index_of_the_mlps_alone_is_explained_by_these(mlp_tracer: Tracer) -> None:
+    """The index scores sign bits; what is explained is the score of the numbers that they are the signs of."""
+    with running(mlp_tracer) as server:
+        trace = server.ended(server.ask())
+        answer = server.call(
+            "POST", f"/api/v1/traces/{trace['id']}/explanations", {"ranks": [1, 2], "end": "proponents"}
+        )
+    encoder = mlp_tracer.encoder
+    [query] = encoder.encode([encoder.tokenization.query("q", QUERY["prompt"], QUERY["target"])])[0].vectors
+    for explained, text in zip(answer.json["explanations"], trace["result"]["proponents"], strict=False):
+        record = Record(explained["example_id"], "", 0, text, None)
+        [document] = encoder.encode(encoder.tokenization.documents(record)[0])[0].vectors
+        assert explained["score"] == pytest.approx(float(document @ query), abs=1e-4)
+        signs = torch.where(document >= 0, 1.0, -1.0) / len(document) ** 0.5
+        assert explained["index_score"] == pytest.approx(float(signs @ query), abs=5e-4)
+        assert [part["name"] for part in explained["blocks"]] == [weight.name for weight in encoder.loaded.weights]
+        assert [part["kind"] for part in explained["layers"]] == ["mlp"] * 3
+        for parts in ("blocks", "layers"):
+            assert sum(part["contribution"] for part in explained[parts]) == pytest.approx(explained["score"], abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,11 @@ def test_bad_specs_are_told_apart(spec: Spec) -> None:
     fields = json.loads(spec.to_json())
     cases = {
         "not the spec of an index": "nonsense",
-        "format version 99": json.dumps({**fields, "format_version": 99}),
+        r"format version 99; this program reads version 3\. .* fitted and built again": json.dumps(
+            {**fields, "format_version": 99}
+        ),
+        "format version 2": json.dumps({k: v for k, v in fields.items() if k != "attributed"} | {"format_version": 2}),
+        "unknown or missing fields: attributed": json.dumps({k: v for k, v in fields.items() if k != "attributed"}),
         "unknown or missing fields: colour": json.dumps({**fields, "colour": 1}),
         "edited by hand": json.dumps({**fields, "damping": 0.5}),
     }
@@ -54,6 +58,8 @@ def test_bad_specs_are_told_apart(spec: Spec) -> None:
         dataclasses.replace(spec, layout="rows")
     with pytest.raises(TrackStarError, match="block_rows is 0"):
         dataclasses.replace(spec, block_rows=0)
+    with pytest.raises(TrackStarError, match="attributed is 'some'; it must be one of all, outputs, attention, mlp"):
+        dataclasses.replace(spec, attributed="some")
 
 
 def test_hashes_still_to_come_do_not_count_as_differences(spec: Spec) -> None:

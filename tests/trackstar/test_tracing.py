@@ -43,8 +43,14 @@ K = 17
 SETTINGS = {
     "pooled": ["--recipe", "paper", "--moments", "none"],
     # Documents of more than 24 tokens become passages; exact moments, estimated on the sample.
-    "passages": ["--storage", "float32", "--max_length", "24", "--long_documents", "split", "--append_eos", "true"],
+    "passages": [
+        *("--attributed", "all", "--projection", "gaussian", "--moments", "auto", "--preconditioner", "train"),
+        *("--storage", "float32", "--max_length", "24", "--long_documents", "split", "--append_eos", "true"),
+    ],
+    # The default but for these: whitened, neither V nor R.
+    "mlp": ["--attributed", "mlp", "--storage", "float32"],
 }
+WITH_R = ("pooled", "passages")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Built:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """Two indexes of one corpus; read only."""
+    """Indexes of one corpus; read only."""
     world = World(tmp_path_factory.mktemp("world"))
     make_model(world.model)
     make_corpus(world.corpus)
@@ -114,7 +120,7 @@ def test_a_trace_is_what_score_gives(built: Built, tmp_path: Path, name: str, ta
     check_same(tracer.trace(PROMPT, TARGET, top_k=K, opponents=True), expected)  # from files that are mapped by now
 
 
-@pytest.mark.parametrize("name", list(SETTINGS))
+@pytest.mark.parametrize("name", WITH_R)
 def test_under_a_kept_r_eval_too(built: Built, tmp_path: Path, name: str) -> None:
     kept = str(tmp_path / "r_eval")
     built.score(name, tmp_path / "a.jsonl", "--keep_task_hessian", kept)
@@ -183,10 +189,31 @@ def check_explained(tracer: Tracer, trace: Trace, tolerance: float) -> None:
                 assert sum(values) == pytest.approx(explanation.score, abs=1e-4)
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("pooled", 5e-3), ("passages", 1e-5)])
+@pytest.mark.parametrize(("name", "tolerance"), [("pooled", 5e-3), ("passages", 1e-5), ("mlp", 1e-5)])
 def test_contributions_sum_to_the_scores_of_the_index(tracers: dict[str, Tracer], name: str, tolerance: float) -> None:
     trace = tracers[name].trace(PROMPT, TARGET, top_k=12, opponents=True)
     check_explained(tracers[name], trace, tolerance)
+
+
+def test_an_index_of_some_weights_is_explained_by_these_alone(built: Built, tracers: dict[str, Tracer]) -> None:
+    """Against the blocks of the stored encodings, one a weight, and the query's."""
+    import pyarrow.parquet as pq
+
+    tracer = tracers["mlp"]
+    names = [f"model.layers.{i}.mlp.{part}_proj.weight" for i in range(3) for part in ("gate", "up", "down")]
+    trace = tracer.trace(PROMPT, TARGET, top_k=4)
+    encoder = tracer.encoder
+    assert [weight.name for weight in encoder.loaded.weights] == names
+    [query] = encoder.encode([encoder.tokenization.query("q", PROMPT, TARGET)])[0].vectors.double().numpy()
+    for explanation in tracer.explain(trace):
+        example = explanation.example
+        [stored] = pq.read_table(example.file, columns=["encoding"]).slice(example.row, 1)["encoding"].to_pylist()
+        products = np.frombuffer(stored, "<f4").astype(np.float64) * query
+        expected = products.reshape(len(names), 36).sum(axis=1)
+        assert [part.name for part in explanation.weights] == names
+        assert [part.kind for part in explanation.layers] == ["mlp"] * 3
+        for parts in (explanation.weights, explanation.blocks):
+            np.testing.assert_allclose([part.contribution for part in parts], expected, rtol=0, atol=1e-5)
 
 
 def test_the_query_is_explained_with_its_own_words(tracers: dict[str, Tracer]) -> None:

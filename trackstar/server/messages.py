@@ -184,7 +184,7 @@ class Explanation:
 
     rank: Annotated[int, Doc("from 1")]
     example_id: Annotated[str, Doc("the example")]
-    index_score: Annotated[float, Doc("the score that the index gave")]
+    index_score: Annotated[float, Doc("the score that the index gave, of encodings as it stores them")]
     score: Annotated[float, Doc("the same computed again from texts: the sum of the contributions")]
     loss: Annotated[float, Doc("the example's loss in nats, computed again")]
     as_encoded: Annotated[bool, Doc("whether the text has become the tokens that were encoded")]

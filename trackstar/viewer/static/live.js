@@ -417,17 +417,19 @@ function shadedTarget({ text, spans, first_target: first, target_segments: segme
   return cell;
 }
 
-/** Which tokens of the target, and which layers, contribute most to each explained score. */
+/** Which tokens of the target, and which layers, contribute most to each explained score; beside it the index's own. */
 function layerTable(explanations, end) {
-  const rows = explanations.map(({ rank, score, layers, query }) => {
+  const rows = explanations.map(({ rank, index_score: stored, score, layers, query }) => {
     const most = [...layers].sort((a, b) => Math.abs(b.contribution) - Math.abs(a.contribution)).slice(0, LAYERS_SHOWN);
     const cells = most.map(({ layer, kind, contribution }) => `${kind} ${layer}: ${numberText(contribution)}`).join(", ");
-    return h("tr", {}, h("th", { scope: "row" }, String(rank)), h("td", {}, numberText(score)), shadedTarget(query), h("td", {}, cells));
+    const scores = [stored, score].map((value) => h("td", {}, numberText(value)));
+    return h("tr", {}, h("th", { scope: "row" }, String(rank)), scores, shadedTarget(query), h("td", {}, cells));
   });
-  const head = ["rank", "score", "what the model said", "largest layers"].map((name) => h("th", { scope: "col" }, name));
+  const head = ["rank", "score", "unrounded", "what the model said", "largest layers"].map((name) => h("th", { scope: "col" }, name));
+  const caption = `Where the scores of the ${end} come from; unrounded: computed again from the texts`;
   return h(
     "div",
     { class: "scroll", tabindex: 0, role: "region", "aria-label": "Contributions of the target's tokens and of layers" },
-    h("table", {}, h("caption", { class: "hint" }, `Where the scores of the ${end} come from`), h("thead", {}, h("tr", {}, head)), h("tbody", {}, rows)),
+    h("table", {}, h("caption", { class: "hint" }, caption), h("thead", {}, h("tr", {}, head)), h("tbody", {}, rows)),
   );
 }
