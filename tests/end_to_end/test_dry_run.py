@@ -170,7 +170,10 @@ def test_whitened_projections_are_counted(world: World, own: Path, capsys, machi
 def test_the_default_recipe_is_counted(world: World, own: Path, tmp_path: Path, capsys, machine: list[str]) -> None:
     """Six blocks of 6×6 signs of the output matrices: 27 bytes; the model runs whole, and nothing is done for V or R."""
     index = tmp_path / "index"
-    words = [word.replace(str(own / "new"), str(index)) for word in commands(world, own)["fit"]]
+    words = [word.replace(str(own / "new"), str(index)) for word in commands(world, own)["fit"]] + [
+        "--recipe",
+        "default",
+    ]
     fit = dry_run("fit", [*words, *machine], capsys)
     assert fit["not_counted"] == []
     assert [stage["name"] for stage in fit["stages"]] == ["start-up", "covariances", "whitening"]
