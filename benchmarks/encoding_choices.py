@@ -8,6 +8,7 @@ and with them blocks far wider than a large model's: 48 to 90 a side where a mod
 
 import argparse
 import dataclasses
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -170,29 +171,30 @@ def report(results: list[dict[str, Any]], command: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the benchmark; four minutes with one thread."""
+    """Runs the benchmark; three minutes for each of eight settings with one thread."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.encoding_choices",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds (default: %(default)s)")
+    parser.add_argument("--models", nargs="+", choices=list(NATURAL), default=list(NATURAL), help="shapes")
+    parser.add_argument("--batches", nargs="+", choices=list(BATCHES), default=list(BATCHES), help="examples x tokens")
     parser.add_argument("--threads", nargs="+", type=int, default=[1], help="threads (default: 1)")
     parser.add_argument("--vocabularies", nargs="+", choices=["natural", "small"], default=["natural", "small"])
     options = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    command = " ".join(["python -m benchmarks.encoding_choices", *words])
     results = []
-    for threads in options.threads:
-        for vocabulary in options.vocabularies:
-            for model in NATURAL:
-                for batch in BATCHES:
-                    tokens = NATURAL[model] if vocabulary == "natural" else SMALL
-                    results.append(measure(model, tokens, batch, threads, options.rounds))
-                    print({k: v for k, v in results[-1].items() if k not in ("seconds", "sizes")}, flush=True)
-    command = " ".join(
-        ["python -m benchmarks.encoding_choices", *(arguments if arguments is not None else sys.argv[1:])]
-    )
-    text = report(results, command)
-    paths = write_results("encoding_choices", {"machine": machine(), "results": results}, text)
+    for threads, vocabulary, model, batch in itertools.product(
+        options.threads, options.vocabularies, options.models, options.batches
+    ):
+        tokens = NATURAL[model] if vocabulary == "natural" else SMALL
+        results.append(measure(model, tokens, batch, threads, options.rounds))
+        # Written after each setting: a run that is cut short leaves what it measured.
+        text = report(results, command)
+        paths = write_results("encoding_choices", {"machine": machine(), "results": results}, text)
+        print(text.splitlines()[-3], flush=True)
     print(text)
     print("written:", *paths)
     return 0
