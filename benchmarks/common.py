@@ -11,6 +11,10 @@ from typing import Any
 
 import torch
 
+from trackstar import fitting
+from trackstar.models import LoadedModel
+from trackstar.spec import Spec
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -38,6 +42,31 @@ def interleaved(
 def ratio(reference: Sequence[float], measured: Sequence[float]) -> float:
     """Best time of the reference ÷ best time of what is measured: what neither lost to the neighbours."""
     return min(reference) / min(measured)
+
+
+def make_spec(loaded: LoadedModel, **settings: Any) -> Spec:
+    """A spec with what all benchmarks that encode take alike, Gaussian projections and neither second moments nor R, unless
+    `settings`, the arguments of `trackstar.fitting.make_spec`, say otherwise."""
+    alike = {
+        "max_length": None,
+        "long_documents": "truncate",
+        "append_eos": False,
+        "batch_tokens": 4096,
+        "attributed": "all",
+        "layout": "weights",
+        "layer_groups": 8,
+        "projection": "gaussian",
+        "projection_seed": 0,
+        "whitening_damping": 0.1,
+        "moments": None,
+        "moments_pending": False,
+        "factored": False,
+        "precondition": False,
+        "damping": 0.1,
+        "normalisation": "block",
+        "stores_text": True,
+    }
+    return fitting.make_spec(loaded, **{**alike, **settings})
 
 
 def machine() -> dict[str, str]:

@@ -78,9 +78,7 @@ def prepare(setting: Setting) -> Prepared:
     """Model, full-width batch of random tokens, and random second moments of each kind."""
     loaded = make_model(setting.model, setting.vocabulary)
     generator = torch.Generator().manual_seed(SEED)
-    size, width = BATCHES[setting.batch]
-    tokens = torch.randint(setting.vocabulary, (size, width), generator=generator).tolist()
-    batch = collate([Example(str(i), tuple(row)) for i, row in enumerate(tokens)])
+    batch = collate(random_examples(setting.vocabulary, *BATCHES[setting.batch], generator))
 
     def positive(*shape: int) -> torch.Tensor:
         return torch.rand(*shape, generator=generator).pow(2) * 1e-4 + 1e-8
@@ -96,6 +94,12 @@ def prepare(setting: Setting) -> Prepared:
     return Prepared(loaded, block_layout(weights, "blocks", 8), batch, moments)
 
 
+def random_examples(vocabulary: int, size: int, width: int, generator: torch.Generator) -> list[Example]:
+    """Examples of `width` random tokens each."""
+    tokens = torch.randint(vocabulary, (size, width), generator=generator).tolist()
+    return [Example(str(i), tuple(row)) for i, row in enumerate(tokens)]
+
+
 class NoSink:
     """Attributes nothing."""
 
@@ -105,9 +109,9 @@ class NoSink:
     forward = backward = begin
 
 
-def frozen_floor(prepared: Prepared) -> GradientEngine:
+def frozen_floor(loaded: LoadedModel) -> GradientEngine:
     """The engine with nothing to attribute: not one hook on a weight."""
-    return GradientEngine(dataclasses.replace(prepared.loaded, weights=()), NoSink())  # type: ignore[arg-type]
+    return GradientEngine(dataclasses.replace(loaded, weights=()), NoSink())  # type: ignore[arg-type]
 
 
 def plain_floor(prepared: Prepared) -> Callable[[], torch.Tensor]:
@@ -170,7 +174,7 @@ class Bergson:
             skip_index=True,
         )
         embedding.requires_grad_(False)
-        self.floor = frozen_floor(prepared)
+        self.floor = frozen_floor(prepared.loaded)
         self.mask = torch.ones_like(batch.input_ids, dtype=torch.bool)
         self.mask[:, -1] = False
 
@@ -241,7 +245,7 @@ def measure(setting: Setting, rounds: int, rivals: bool) -> dict[str, Any]:
 
         return run
 
-    floor = runner(frozen_floor(prepared))
+    floor = runner(frozen_floor(prepared.loaded))
     contestants: dict[str, Callable[[], Any]] = {"floor": floor}
     once: dict[str, Callable[[], Any]] = {"floor": floor, "plain floor": plain_floor(prepared)}
     pairs: dict[str, tuple[ProjectingSink, Bergson]] = {}

@@ -16,71 +16,51 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import interleaved, machine, markdown_table, ratio, write_results
-from benchmarks.encoding import BATCHES, NATURAL, SEED, SMALL, NoSink, make_model
+from benchmarks.common import interleaved, machine, make_spec, markdown_table, ratio, write_results
+from benchmarks.encoding import BATCHES, NATURAL, SEED, SMALL, frozen_floor, make_model, random_examples
 from trackstar import whitening
 from trackstar.attributed import attributing
-from trackstar.batching import Example, collate
+from trackstar.batching import collate
 from trackstar.covariances import plan_parts, shared_inputs
 from trackstar.encoder import Encoder
-from trackstar.fitting import make_spec, stage_spec
-from trackstar.gradients import GradientEngine
+from trackstar.fitting import stage_spec
 from trackstar.models import LoadedModel
 from trackstar.recipes import block_shape
 from trackstar.sample_sums import sum_covariances
 from trackstar.stored_forms import FORMS
+from trackstar.tuning.candidates import Family
 
 MARK = 0.88
 
 
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """What an encoding is; the names are the spec's."""
-
-    attributed: str
-    layout: str
-    normalisation: str
-    projection: str
-    storage: str
-
-    @property
-    def name(self) -> str:
-        """For the tables."""
-        return f"{self.projection}, {self.attributed}, {self.storage}"
-
-
 CHOICES = (
-    Choice("outputs", "weights", "block", "whitened", "sign"),
-    Choice("all", "weights", "block", "whitened", "sign"),
-    Choice("all", "weights", "block", "whitened", "int8"),
-    Choice("all", "weights", "block", "whitened", "bfloat16"),
-    Choice("all", "weights", "block", "gaussian", "sign"),
+    Family("whitened", storage="sign", attributed="outputs"),
+    Family("whitened", storage="sign"),
+    Family("whitened", storage="int8"),
+    Family("whitened", storage="bfloat16"),
+    Family("gaussian", storage="sign"),
 )
 
 
-def make_encoder(loaded: LoadedModel, choice: Choice, batch_tokens: int) -> Encoder:
+def label(choice: Family) -> str:
+    """For the tables."""
+    return f"{choice.projection}, {choice.attributed}, {choice.storage}"
+
+
+def make_encoder(loaded: LoadedModel, choice: Family, batch_tokens: int) -> Encoder:
     """An encoder without second moments and R; whitened by two examples, which changes no time."""
     chosen = attributing(loaded, choice.attributed)
     rows, columns = block_shape(chosen.weights, choice.layout, 8)
     spec = make_spec(
         loaded,
         max_length=max(width for _, width in BATCHES.values()),
-        long_documents="truncate",
-        append_eos=False,
         batch_tokens=batch_tokens,
         attributed=choice.attributed,
         layout=choice.layout,
-        layer_groups=8,
         block_rows=rows,
         block_columns=columns,
         projection=choice.projection,
         projection_seed=SEED,
-        whitening_damping=0.1,
-        moments=None,
-        moments_pending=False,
-        factored=False,
-        precondition=False,
-        damping=0.1,
         normalisation=choice.normalisation,
         storage=choice.storage,
         stores_text=False,
@@ -89,17 +69,10 @@ def make_encoder(loaded: LoadedModel, choice: Choice, batch_tokens: int) -> Enco
         return Encoder(loaded, spec, None, None)
     plain = Encoder(loaded, stage_spec(spec, moments=False, projections=False), None, None)
     parts = plan_parts(chosen.weights, shared_inputs(chosen), [])
-    sums = sum_covariances(plain, lambda: random_examples(loaded.vocabulary_size, 2, 64), parts)
-    projections = whitening.whitened(parts, sums, spec, None)
+    few = random_examples(loaded.vocabulary_size, 2, 64, torch.Generator().manual_seed(SEED))
+    projections = whitening.whitened(parts, sum_covariances(plain, lambda: few, parts), spec, None)
     spec = dataclasses.replace(spec, projection_fingerprint=projections.fingerprint)
     return Encoder(loaded, spec, None, None, projections)
-
-
-def random_examples(vocabulary: int, count: int, length: int) -> list[Example]:
-    """Random tokens."""
-    generator = torch.Generator().manual_seed(SEED)
-    tokens = torch.randint(vocabulary, (count, length), generator=generator).tolist()
-    return [Example(str(number), tuple(row)) for number, row in enumerate(tokens)]
 
 
 def measure(model: str, vocabulary: int, batch: str, threads: int, rounds: int) -> dict[str, Any]:
@@ -108,12 +81,11 @@ def measure(model: str, vocabulary: int, batch: str, threads: int, rounds: int) 
     clock: Callable[[], float] = time.process_time if threads == 1 else time.perf_counter
     loaded = make_model(model, vocabulary)
     count, length = BATCHES[batch]
-    examples = random_examples(vocabulary, count, length)
+    examples = random_examples(vocabulary, count, length, torch.Generator().manual_seed(SEED))
     collated = collate(examples)
-    no_weights = dataclasses.replace(loaded, weights=())
 
     def floor() -> None:
-        with GradientEngine(no_weights, NoSink()) as engine:  # type: ignore[arg-type]
+        with frozen_floor(loaded) as engine:
             engine.run(collated)
 
     contestants: dict[str, Callable[[], Any]] = {"floor": floor}
@@ -126,8 +98,8 @@ def measure(model: str, vocabulary: int, batch: str, threads: int, rounds: int) 
             assert not bad
             FORMS[encoder.spec.storage].pack(encodings.vectors)
 
-        contestants[choice.name] = encode
-        sizes[choice.name] = {
+        contestants[label(choice)] = encode
+        sizes[label(choice)] = {
             "blocks": encoder.spec.num_blocks,
             "side": encoder.spec.block_rows,
             "bytes": encoder.spec.bytes_per_encoding,
@@ -141,7 +113,7 @@ def measure(model: str, vocabulary: int, batch: str, threads: int, rounds: int) 
 
 def report(results: list[dict[str, Any]], command: str) -> str:
     """The table in Markdown, with what misses its mark."""
-    names = [choice.name for choice in CHOICES]
+    names = [label(choice) for choice in CHOICES]
     rows: list[list[object]] = []
     missed = []
     for result in results:

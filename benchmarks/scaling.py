@@ -13,8 +13,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import LlamaConfig
 
 from benchmarks.common import markdown_table
 from pipelines.fit import SPEC_DEFAULTS
@@ -26,7 +25,8 @@ from trackstar.cost.model import Estimate, Stage
 from trackstar.cost.prices import Machine, Prices, load_prices
 from trackstar.cost.rates import of_machine
 from trackstar.cost.shapes import CorpusShape, EncodingShape, ScanShape, WhiteningShape, parameters_of
-from trackstar.models import LoadedModel, find_weights, measure_coverage
+from trackstar.cost.skeleton import skeleton
+from trackstar.models import LoadedModel
 from trackstar.recipes import RECIPES, block_shape
 from trackstar.spec import Spec
 
@@ -63,7 +63,7 @@ class Case:
 
 
 @cache
-def skeleton() -> LoadedModel:
+def llama() -> LoadedModel:
     """The model's shapes, without weights."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -74,16 +74,13 @@ def skeleton() -> LoadedModel:
         num_key_value_heads=KEYS // HEAD,
         max_position_embeddings=CONTEXT,
     )
-    with torch.device("meta"):
-        llama = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    weights = find_weights(llama)
-    return LoadedModel(llama, None, weights, measure_coverage(llama, weights), "", "")
+    return skeleton(config, "bfloat16")
 
 
 def spec_of(recipe: str) -> Spec:
     """What `fit --recipe` makes of the model; second moments, where the recipe has them, are an Adafactor state's."""
     flags, others = RECIPES[recipe], dict[str, Any](SPEC_DEFAULTS)
-    loaded = attributing(skeleton(), flags.attributed)
+    loaded = attributing(llama(), flags.attributed)
     rows, columns = block_shape(
         loaded.weights,
         flags.layout,
@@ -113,7 +110,7 @@ def whitening_of(spec: Spec) -> WhiteningShape | None:
     """The passes that `fit` makes over its sample for whitened projections, on machines that are not this one."""
     if spec.projection != "whitened":
         return None
-    loaded = attributing(skeleton(), spec.attributed)
+    loaded = attributing(llama(), spec.attributed)
     parts = covariances.plan_parts(loaded.weights, covariances.shared_inputs(loaded), [])
     return WhiteningShape.of(covariances.plan_passes(parts, fitting.pass_bytes(None)), spec.moments)
 
@@ -130,7 +127,7 @@ def make_case(
         changed: Whether R_eval is mixed into the preconditioner, where there is one.
     """
     spec = spec_of(recipe)
-    shape = EncodingShape.of(skeleton(), spec)
+    shape = EncodingShape.of(llama(), spec)
     text_bytes = TOKENS * BYTES_PER_TOKEN
     items = math.ceil(text_bytes / item_bytes)
     index_bytes = DOCUMENTS * shape.bytes_per_encoding
@@ -141,7 +138,7 @@ def make_case(
     query_tokens = float(QUERIES * QUERY_TOKENS)
     share = SAMPLE / DOCUMENTS
     return Case(
-        skeleton(),
+        llama(),
         spec,
         shape,
         whitening_of(spec),

@@ -43,6 +43,8 @@ SPEC_DEFAULTS = {
     "damping": 0.1,
     "stores_text": True,
 }
+_OF_RECIPE = ("attributed", "layout", "normalisation", "projection", "storage")
+"""Fields of the spec that the recipe decides, beside moments, R and the sides of blocks."""
 _SMALL_SIDE = 4
 
 
@@ -85,9 +87,7 @@ def _add_recipe_arguments(group: argparse._ActionsContainer) -> None:
         help="what the next nine flags are where they are not given; "
         + "; ".join(f"{name}: {recipe.describe()}" for name, recipe in RECIPES.items()),
     )
-    options.add_field_arguments(
-        group, Spec, dict.fromkeys(("attributed", "layout", "normalisation", "projection", "storage"))
-    )
+    options.add_field_arguments(group, Spec, dict.fromkeys(_OF_RECIPE))
     group.add_argument(
         "--moments",
         choices=("auto", "none", "factored", "exact"),
@@ -122,11 +122,7 @@ def _with_recipe(args: argparse.Namespace) -> argparse.Namespace:
         raise TrackStarError("--moments none contradicts --optimizer_state: leave one of them out")
     recipe = RECIPES[args.recipe]
     decided = {
-        "attributed": args.attributed or recipe.attributed,
-        "layout": args.layout or recipe.layout,
-        "normalisation": args.normalisation or recipe.normalisation,
-        "projection": args.projection or recipe.projection,
-        "storage": args.storage or recipe.storage,
+        **{name: getattr(args, name) or getattr(recipe, name) for name in _OF_RECIPE},
         "moments": args.moments or ("auto" if args.optimizer_state else recipe.moments),
         "preconditioner": args.preconditioner or recipe.preconditioner,
         "block_rows": _side(args.block_rows, recipe.block_rows),
@@ -192,11 +188,6 @@ def _make_spec(args: argparse.Namespace, loaded: LoadedModel, moments: SecondMom
     )
     spec = fitting.make_spec(
         loaded,
-        attributed=args.attributed,
-        layout=args.layout,
-        normalisation=args.normalisation,
-        projection=args.projection,
-        storage=args.storage,
         block_rows=rows,
         block_columns=columns,
         max_length=args.max_length,
@@ -204,7 +195,7 @@ def _make_spec(args: argparse.Namespace, loaded: LoadedModel, moments: SecondMom
         moments_pending=pending,
         factored=args.moments == "factored",
         precondition=args.preconditioner == "train",
-        **{name: getattr(args, name) for name in SPEC_DEFAULTS},
+        **{name: getattr(args, name) for name in (*_OF_RECIPE, *SPEC_DEFAULTS)},
     )
     say(f"encodings: {spec.describe_blocks()}")
     if spec.projection == "whitened":

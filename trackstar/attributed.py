@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 from trackstar.errors import TrackStarError
-from trackstar.models import LoadedModel, WeightInfo, measure_coverage
+from trackstar.models import LoadedModel, WeightInfo
 from trackstar.spec import ATTRIBUTED
 
 _OUTPUT_NAMES = re.compile(
@@ -31,7 +31,9 @@ def attributing(loaded: LoadedModel, chosen: str) -> LoadedModel:
     weights = select(loaded.weights, chosen)
     if weights == loaded.weights:
         return loaded
-    return dataclasses.replace(loaded, weights=weights, coverage=measure_coverage(loaded.model, weights, chosen))
+    entries = sum(weight.outputs * weight.inputs for weight in weights)
+    coverage = dataclasses.replace(loaded.coverage, attributed=entries, chosen=chosen)
+    return dataclasses.replace(loaded, weights=weights, coverage=coverage)
 
 
 def select(weights: Sequence[WeightInfo], chosen: str) -> tuple[WeightInfo, ...]:

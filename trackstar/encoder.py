@@ -270,10 +270,10 @@ class EncoderSource:
             TrackStarError: the model, second moments or preconditioner do not belong to the spec.
         """
         spec = Spec.from_json(self.spec_json)
+        loaded = attributing(loaded, spec.attributed)
         moments = None
         if self.moments_uri is not None:
-            weights = attributing(loaded, spec.attributed).weights
-            moments = second_moments.read(self.moments_uri).select(weights)
+            moments = second_moments.read(self.moments_uri).select(loaded.weights)
             if moments.fingerprint != spec.moments_fingerprint:
                 raise TrackStarError(f"{self.moments_uri}: these second moments are not the index's; run fit again")
         projections = whitening.read_for(self.projections_uri, spec) if self.projections_uri is not None else None

@@ -152,15 +152,8 @@ def find_weights(model: nn.Module) -> tuple[WeightInfo, ...]:
     return tuple(found.values())
 
 
-def measure_coverage(model: nn.Module, weights: Sequence[WeightInfo], chosen: str = "all") -> Coverage:
-    """Compares the attributed weights with all parameters outside embeddings and LM head.
-
-    Args:
-        model: The model.
-        weights: Those attributed.
-        chosen: Which they are, where a choice leaves out others that could be.
-    """
-    possible = {weight.name for weight in find_weights(model)}
+def measure_coverage(model: nn.Module, weights: Sequence[WeightInfo]) -> Coverage:
+    """Compares the attributed weights with all parameters outside embeddings and LM head."""
     embeddings = {id(parameter) for module in _embedding_modules(model) for parameter in module.parameters()}
     attributed = {weight.name for weight in weights}
     covered, total, left_out = 0, 0, []
@@ -170,10 +163,10 @@ def measure_coverage(model: nn.Module, weights: Sequence[WeightInfo], chosen: st
         total += parameter.numel()
         if name in attributed:
             covered += parameter.numel()
-        elif parameter.ndim >= 2 and name not in possible:
+        elif parameter.ndim >= 2:
             reason = "not a plain Linear or Conv1D" if _LAYER.search(name) else "outside the layers"
             left_out.append(f"{name} {tuple(parameter.shape)}: {reason}")
-    return Coverage(covered, total, tuple(left_out), chosen)
+    return Coverage(covered, total, tuple(left_out))
 
 
 def block_layout(weights: Sequence[WeightInfo], layout: str, layer_groups: int) -> BlockLayout:

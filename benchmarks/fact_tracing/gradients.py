@@ -7,17 +7,16 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.common import make_spec
 from trackstar import second_moments
 from trackstar.corpus import Record
 from trackstar.encoder import Encoder
-from trackstar.fitting import make_spec
 from trackstar.models import LoadedModel, load_model
 from trackstar.preconditioner import GramSum, Preconditioner, mix, mixing_weight
 from trackstar.results import Query
 from trackstar.second_moments import SecondMoments
 from trackstar.spec import Spec
 
-_BATCH_TOKENS = 4096
 _EXAMPLES_AT_ONCE = 2048
 
 Tell = Callable[[str], None]
@@ -61,26 +60,13 @@ class Model:
         moments = self.moments if features.moments == "exact" else None
         spec = make_spec(
             self.loaded,
-            max_length=None,
-            long_documents="truncate",
-            append_eos=False,
-            batch_tokens=_BATCH_TOKENS,
-            attributed="all",
             layout=features.layout,
-            layer_groups=8,
             block_rows=features.side,
             block_columns=features.side,
-            projection="gaussian",
             projection_seed=features.seed,
-            whitening_damping=0.1,
             moments=moments,
-            moments_pending=False,
-            factored=False,
-            precondition=False,
-            damping=0.1,
             normalisation="vector",
             storage="float32",
-            stores_text=True,
         )
         return Encoder(self.loaded, spec, moments, None)
 

@@ -1,10 +1,11 @@
 """The rows of one corpus: questions × sizes × seeds as encodings, with the names of their files."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.frontier.settings import (
     GAUSSIAN,
+    GAUSSIAN_SIGN,
     KB,
     OUTPUTS,
     SIGN,
@@ -113,9 +114,7 @@ def model_rows(loaded: LoadedModel, template: Spec, size: Size, choice: Choice =
     several = Question("models", "Models of several sizes", ())
     choice = Choice(storages=choice.storages, dimension=choice.dimension)
     found: list[Row] = []
-    sign = dataclasses.replace(GAUSSIAN, storage="sign")
-    some = [dataclasses.replace(SIGN, attributed=attributed) for attributed in ("attention", "mlp")]
-    for family in (GAUSSIAN, sign, WHITENED, SIGN, OUTPUTS, *some):
+    for family in (GAUSSIAN, GAUSSIAN_SIGN, WHITENED, SIGN, OUTPUTS):
         for kb in size.model_kilobytes:
             found += _row(several, family, loaded, template, kb, size.model_seeds, size.r_dimension, choice)
     return [*found, *paper_rows(loaded, template, size, size.model_seeds, choice)]
@@ -138,9 +137,24 @@ def paper_rows(
 
 def principal(loaded: LoadedModel, template: Spec, size: Size) -> dict[str, Candidate]:
     """The encodings that retraining looks at, by the names that tables give them; one seed."""
+    return _candidates(_principal(size), loaded, template, size)
+
+
+def patched(loaded: LoadedModel, template: Spec, size: Size) -> dict[str, Candidate]:
+    """Those of them that tail-patch looks at, too: sign bits under block norms at the variants' sizes, and the paper's layout."""
+    chosen = {
+        name: (family, kb)
+        for name, (family, kb) in _principal(size).items()
+        if (family.storage, family.normalisation) == ("sign", "block") and kb in size.variant_kilobytes
+    }
+    return _candidates({**chosen, paper_name(size): _principal(size)[paper_name(size)]}, loaded, template, size)
+
+
+def _principal(size: Size) -> dict[str, tuple[Family, float]]:
+    """Name → family and KB."""
     middle, large = size.variant_kilobytes[-1], size.kilobytes[-1]
     _, paper = paper_families()
-    chosen = {
+    return {
         **{
             f"whitened, {attributed}, sign, {kb:g} KB": (dataclasses.replace(SIGN, attributed=attributed), kb)
             for attributed in ATTRIBUTED
@@ -150,20 +164,19 @@ def principal(loaded: LoadedModel, template: Spec, size: Size) -> dict[str, Cand
         f"whitened, outputs, bfloat16, {large:g} KB": (dataclasses.replace(WHITENED, attributed="outputs"), large),
         f"whitened, V, outputs, sign, {middle:g} KB": (dataclasses.replace(OUTPUTS, moments="exact"), middle),
         f"whitened, all, sign, whole norm, {middle:g} KB": (dataclasses.replace(SIGN, normalisation="vector"), middle),
-        f"Gaussian, V, all, sign, {middle:g} KB": (dataclasses.replace(GAUSSIAN, storage="sign"), middle),
+        f"Gaussian, V, all, sign, {middle:g} KB": (GAUSSIAN_SIGN, middle),
         f"Gaussian, V, all, bfloat16, {large:g} KB": (GAUSSIAN, large),
         paper_name(size): (paper, size.paper_kilobytes[-1]),
     }
+
+
+def _candidates(
+    chosen: Mapping[str, tuple[Family, float]], loaded: LoadedModel, template: Spec, size: Size
+) -> dict[str, Candidate]:
+    """The largest of each family within its KB, with the first seed; without those of which nothing so small exists."""
     seeded = dataclasses.replace(template, projection_seed=size.seeds[0])
-    candidates = {name: at_most(family, seeded, loaded.weights, int(kb * KB)) for name, (family, kb) in chosen.items()}
-    return {name: candidate for name, candidate in candidates.items() if candidate is not None}
-
-
-def patched(loaded: LoadedModel, template: Spec, size: Size) -> dict[str, Candidate]:
-    """Those of them that tail-patch looks at, too: sign bits at the variants' sizes, and the paper's layout."""
-    ends = tuple(f"sign, {kb:g} KB" for kb in size.variant_kilobytes)
-    found = principal(loaded, template, size)
-    return {name: one for name, one in found.items() if name.endswith(ends) or name == paper_name(size)}
+    found = {name: at_most(family, seeded, loaded.weights, int(kb * KB)) for name, (family, kb) in chosen.items()}
+    return {name: candidate for name, candidate in found.items() if candidate is not None}
 
 
 def paper_name(size: Size) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from benchmarks.fact_tracing import settings as facts
 from trackstar.small_models import TrainSettings
+from trackstar.spec import ATTRIBUTED
 from trackstar.tuning.candidates import Family, paper
 
 KB = 1024
@@ -121,6 +122,7 @@ class Question:
 
 STORAGES = ("bfloat16", "int8", "sign")
 GAUSSIAN = Family("gaussian", moments="exact")
+GAUSSIAN_SIGN = dataclasses.replace(GAUSSIAN, storage="sign")
 WHITENED = Family("whitened", moments="none")
 SIGN = dataclasses.replace(WHITENED, storage="sign")
 OUTPUTS = dataclasses.replace(SIGN, attributed="outputs")
@@ -136,7 +138,7 @@ def questions() -> tuple[Question, ...]:
             "attributed",
             "Some of the weights, with larger blocks?",
             [
-                *(dataclasses.replace(SIGN, attributed=attributed) for attributed in ("outputs", "attention", "mlp")),
+                *(dataclasses.replace(SIGN, attributed=some) for some in ATTRIBUTED if some != "all"),
                 dataclasses.replace(WHITENED, attributed="outputs"),
             ],
         ),
@@ -145,7 +147,7 @@ def questions() -> tuple[Question, ...]:
             "Does whitening want V, too?",
             [
                 *(dataclasses.replace(family, moments="exact") for family in both),
-                dataclasses.replace(GAUSSIAN, storage="sign", moments="none"),
+                dataclasses.replace(GAUSSIAN_SIGN, moments="none"),
             ],
             everywhere=False,
         ),
@@ -153,8 +155,8 @@ def questions() -> tuple[Question, ...]:
             "preconditioner",
             "Does R help after whitening, and without?",
             [
-                dataclasses.replace(family, storage="sign", preconditioner=r)
-                for family in (SIGN, OUTPUTS, GAUSSIAN)
+                dataclasses.replace(family, preconditioner=r)
+                for family in (SIGN, OUTPUTS, GAUSSIAN_SIGN)
                 for r in ("train", "mixed")
             ],
             everywhere=False,
@@ -177,8 +179,8 @@ def questions() -> tuple[Question, ...]:
             [
                 *(dataclasses.replace(family, normalisation="vector") for family in both),
                 dataclasses.replace(SIGN, layout="blocks"),
-                dataclasses.replace(GAUSSIAN, storage="sign", normalisation="vector"),
-                dataclasses.replace(GAUSSIAN, storage="sign", layout="blocks"),
+                dataclasses.replace(GAUSSIAN_SIGN, normalisation="vector"),
+                dataclasses.replace(GAUSSIAN_SIGN, layout="blocks"),
             ],
             everywhere=False,
         ),

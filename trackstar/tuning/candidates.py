@@ -9,7 +9,7 @@ from trackstar.errors import TrackStarError
 from trackstar.fitting import PENDING
 from trackstar.models import WeightInfo, block_layout
 from trackstar.recipes import block_shape
-from trackstar.spec import Spec, bytes_of_row
+from trackstar.spec import ATTRIBUTED, Spec, bytes_of_row
 from trackstar.stored_forms import FORMS
 
 _SCALE_BYTES = 4
@@ -117,7 +117,8 @@ def families(moments: str, whitening_damping: float = 0.1) -> tuple[Family, ...]
     found += [
         Family("whitened", storage="sign", moments=kind, attributed=attributed)
         for kind in sorted({moments, "none"})
-        for attributed in ("outputs", "attention", "mlp")
+        for attributed in ATTRIBUTED
+        if attributed != "all"
     ]
     found += [
         Family(projection, "blocks", "vector", "none", storage, moments)
