@@ -100,7 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=flag_types.natural,
         default=256,
         metavar="N",
-        help="new documents that are compared with the preconditioner's; 0: none",
+        help="new documents that are compared with those of the fit; 0: none",
     )
     group.add_argument(
         "--drift_limit",

@@ -66,7 +66,8 @@ class DeltaLog:
             return sorted(int(found[1]) for name in names if (found := _ENTRY.fullmatch(name)))
 
     def files(self, version: int | None = None) -> tuple[int, list[dict[str, Any]]] | None:
-        """The version's number and its files, each with `path`, `size_bytes`, `num_records`, `shard`; None without a table.
+        """The version's number and its files, each with `path`, `size_bytes`, `num_records`, `shard` and `committed`, its time
+        in milliseconds since 1970; None without a table.
 
         Raises:
             TrackStarError: there is no such version, or the log cannot be read.
@@ -198,22 +199,36 @@ class DeltaLog:
             raise TrackStarError(f"{self.uri}: {what} ({error}); run the command again") from error
 
 
-def add_action(path: str, shard: str, num_rows: int, num_bytes: int) -> AddAction:
-    """What the log says of a file. Its shard stands there as the smallest and largest value of the column `shard`."""
+def add_action(path: str, shard: str, num_rows: int, num_bytes: int, committed: int) -> AddAction:
+    """What the log says of a file. Its shard stands there as the smallest and largest value of the column `shard`.
+
+    Args:
+        path: In the table's folder.
+        shard: Of all its rows.
+        num_rows: Rows.
+        num_bytes: Its size.
+        committed: Milliseconds since 1970, the same for all files of a commit.
+    """
     bounds = {"shard": shard}
     stats = {"numRecords": num_rows, "minValues": bounds, "maxValues": bounds, "nullCount": {"shard": 0}}
-    return AddAction(path, num_bytes, {}, _now(), True, json.dumps(stats))
+    return AddAction(path, num_bytes, {}, committed, True, json.dumps(stats))
 
 
 def _remove(path: str, num_bytes: int) -> RemoveAction:
-    return RemoveAction(path, data_change=True, deletion_timestamp=_now(), size=num_bytes)
+    return RemoveAction(path, data_change=True, deletion_timestamp=now(), size=num_bytes)
 
 
 def _files(table: DeltaTable) -> list[dict[str, Any]]:
     actions = pa.table(table.get_add_actions(flatten=True))
     if not actions.num_rows:
         return []
-    columns = {"path": "path", "size_bytes": "size_bytes", "num_records": "num_records", "min.shard": "shard"}
+    columns = {
+        "path": "path",
+        "size_bytes": "size_bytes",
+        "num_records": "num_records",
+        "min.shard": "shard",
+        "modification_time": "committed",
+    }
     missing = columns.keys() - set(actions.column_names)
     if missing or any(actions[name].null_count for name in columns):
         raise TrackStarError(
@@ -234,6 +249,6 @@ def _contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def _now() -> int:
+def now() -> int:
     """Milliseconds since 1970, as the log wants them."""
     return time.time_ns() // 1_000_000

@@ -13,23 +13,21 @@ h_ij = ⟨x_i x_iᵀ − R̃, x_j x_jᵀ − R̃⟩; chance is what it has in me
 two standard deviations of the estimate, whose variance is 2·E[h_ij²] / (N(N−1)).
 
 Where encodings are normalised block by block, the blocks' norms are not stored. Then directions are compared: the mean of the
-outer product of block b's direction, with R̃ / tr R̃. Where sign bits are stored, the numbers' sizes are gone, and with them what
-could be compared.
+outer product of block b's direction, with R̃ / tr R̃. Without R_train, or where sign bits are stored, so that the sizes of the
+numbers are gone, there is no R̃ to hold them against: then new documents are held against old ones (`two_samples`).
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from trackstar import storage
-from trackstar.encoding_reader import EncodingReader
+from trackstar import drift_rows, storage, two_samples
 from trackstar.index import DataFile, Index
 from trackstar.preconditioner import load_blocks, num_documents
+from trackstar.spec import Spec
 
-_FILES = 12
 _OLD_GROUPS = 3
 _FEWEST = 32
 _MOST = 4096  # the products of all pairs are held in memory
@@ -38,7 +36,7 @@ _DEVIATIONS = 2.0  # of the squared distance, that may be chance
 
 @dataclasses.dataclass(frozen=True)
 class Drift:
-    """Distances from R_train: of new documents, and of groups of as many old ones."""
+    """Distances from R_train, or from old documents: of new documents, and of groups of as many old ones."""
 
     documents: int
     """Documents in each group."""
@@ -51,7 +49,11 @@ class Drift:
     old_blocks: tuple[float, ...]
     """Of the old documents, the largest of the groups, block by block."""
     chance: float
-    """What as many documents may show by chance, if they are like those of the fit: that of its sample, and of theirs."""
+    """What as many documents may show by chance, if they are like those of the fit."""
+    fitted: str = "the preconditioner"
+    """What a new fit would make anew."""
+    from_r_train: bool = True
+    """Whether distances are from R_train; else of encodings from those of old documents."""
 
     @property
     def ratio(self) -> float:
@@ -61,22 +63,27 @@ class Drift:
     def describe(self, limit: float) -> str:
         """Lines for people; above `limit` times the old documents' distance a refit is advised."""
         block = int(np.argmax(np.array(self.fresh_blocks) / np.maximum(self.old_blocks, 1e-9)))
+        if self.from_r_train:
+            said = f"the R of {self.documents:,} new documents is {self.fresh:.2f} from R_train; that of as many old ones is"
+        else:
+            said = (
+                f"the encodings of {self.documents:,} new documents are {self.fresh:.2f} from those of as many old ones; these "
+                "are among themselves"
+            )
         text = (
-            f"drift: the R of {self.documents:,} new documents is {self.fresh:.2f} from R_train; that of as many old ones is "
-            f"{min(self.old):.2f} to {max(self.old):.2f}, and {self.chance:.2f} may be chance (most in block {block}: "
-            f"{self.fresh_blocks[block]:.2f} against {self.old_blocks[block]:.2f})"
+            f"drift: {said} {min(self.old):.2f} to {max(self.old):.2f}, and {self.chance:.2f} may be chance (most in block "
+            f"{block}: {self.fresh_blocks[block]:.2f} against {self.old_blocks[block]:.2f})"
         )
         if self.ratio <= limit:
             return text
         return (
-            f"{text}\nThe new documents are unlike those that the preconditioner was fitted on. Scores stay exact for this "
-            "preconditioner, but a new one would serve better: `trackstar fit --index NEW …`, then "
-            "`trackstar reindex --new_index NEW`"
+            f"{text}\nThe new documents are unlike those that {self.fitted} was fitted on. Scores stay exact as they are "
+            "defined, but a new fit would serve better: `trackstar fit --index NEW …`, then `trackstar reindex --new_index NEW`"
         )
 
 
 def measure(index: Index, fresh: Sequence[DataFile], old: Sequence[DataFile], documents: int) -> Drift | str:
-    """Compares a sample of the documents in `fresh` and one of those in `old` with R_train.
+    """Compares a sample of the documents in `fresh` and one of those in `old` with R_train, or with one another.
 
     Reads 12 files of each, or more where these are small, and the preconditioner's blocks one after the other.
 
@@ -84,25 +91,71 @@ def measure(index: Index, fresh: Sequence[DataFile], old: Sequence[DataFile], do
         index: The index.
         fresh: Files of new documents.
         old: Files of old ones.
-        documents: New documents in the sample at most; never more than 4,096.
+        documents: New documents in the sample at most; never more than 4,096, nor than 768 where there is no R_train.
 
     Returns:
         The distances, or why there are none.
     """
-    if index.spec.preconditioner == "none":
-        return "the index has no preconditioner"
-    if index.spec.storage == "sign":
-        return (
-            "the index holds sign bits (--storage sign), which do not tell how large the numbers were that R is made of"
-        )
+    fitted = _fitted(index.spec)
+    if fitted is None:
+        return "nothing in the index was fitted on documents"
+    if index.spec.preconditioner == "none" or index.spec.storage == "sign":
+        return _from_old(index.spec, fresh, old, documents, fitted)
+    return _from_r_train(index, fresh, old, documents)
+
+
+def _fitted(spec: Spec) -> str | None:
+    """What of an index was made of a sample of the corpus; None for nothing."""
+    if spec.preconditioner != "none":
+        return "the preconditioner"
+    if spec.projection == "whitened":
+        return "the whitening"
+    return "the second moments" if spec.moments_source == "estimated" else None
+
+
+def _from_old(
+    spec: Spec, fresh: Sequence[DataFile], old: Sequence[DataFile], documents: int, fitted: str
+) -> Drift | str:
+    """Encodings of new documents against those of documents that were in the index first."""
+    old, groups = drift_rows.oldest(old), two_samples.OLD_GROUPS
+    count = min(
+        documents, two_samples.MOST, sum(file.num_rows for file in fresh), sum(file.num_rows for file in old) // groups
+    )
+    if count < _FEWEST:
+        return _too_few(groups)
+    chosen = drift_rows.drawn(fresh, count)
+    by_file = drift_rows.groups_by_file(old, groups, count, len(chosen), spec.dimension)
+    mixed = drift_rows.sampled(old, groups * count, spec.dimension) if by_file is None else torch.empty(0)
+    of_old = by_file or [mixed[group::groups] for group in range(groups)]
+    samples = [drift_rows.rows(chosen, count, spec.dimension), *of_old]
+    count = min(map(len, samples))
+    found = two_samples.compare([rows[:count] for rows in samples], spec.num_blocks, spec.normalisation == "block")
+    return Drift(
+        count,
+        found.fresh,
+        found.old,
+        found.fresh_blocks,
+        found.old_blocks,
+        found.chance,
+        fitted,
+        from_r_train=False,
+    )
+
+
+def _too_few(groups: int) -> str:
+    return f"too few documents: {_FEWEST} new and {groups * _FEWEST} old ones are the least"
+
+
+def _from_r_train(index: Index, fresh: Sequence[DataFile], old: Sequence[DataFile], documents: int) -> Drift | str:
+    """Gradients under R_train's inverse root against R̃."""
     count = min(
         documents, _MOST, sum(file.num_rows for file in fresh), sum(file.num_rows for file in old) // _OLD_GROUPS
     )
     if count < _FEWEST:
-        return f"too few documents: {_FEWEST} new and {_OLD_GROUPS * _FEWEST} old ones are the least"
+        return _too_few(_OLD_GROUPS)
     spec = index.spec
-    new_rows = _sampled(fresh, count, spec.dimension)
-    old_rows = _sampled(old, _OLD_GROUPS * count, spec.dimension)
+    new_rows = drift_rows.sampled(fresh, count, spec.dimension, lengths=True)
+    old_rows = drift_rows.sampled(old, _OLD_GROUPS * count, spec.dimension, lengths=True)
     count = min(len(new_rows), len(old_rows) // _OLD_GROUPS)
     groups = [new_rows[:count], *(old_rows[group::_OLD_GROUPS][:count] for group in range(_OLD_GROUPS))]
     distances: list[list[float]] = []  # squared: [blocks][groups]
@@ -153,37 +206,3 @@ def _mean_of_pairs(products: torch.Tensor) -> float:
     """Mean over i ≠ j of [N, N]: of `_pair_products` it is an estimate of ‖mean x xᵀ − R̃‖² without bias, perhaps below zero."""
     count = len(products)
     return float((products.sum() - products.diagonal().sum()) / (count * (count - 1)))
-
-
-def _sampled(files: Sequence[DataFile], count: int, dimension: int) -> torch.Tensor:
-    """grad_norm · φ of about `count` documents of some of the files, float32 [N, d]; the same in every run."""
-    drawn = sorted((file for file in files if file.num_rows), key=lambda file: _digest(file.key))
-    chosen: list[DataFile] = []
-    while drawn and (len(chosen) < _FILES or sum(file.num_rows for file in chosen) < count):
-        chosen.append(drawn.pop(0))
-    total = sum(file.num_rows for file in chosen)
-    parts = []
-    for file in chosen:
-        quota = min(file.num_rows, -(-count * file.num_rows // total))
-        wanted = np.sort(np.random.default_rng(_digest(file.key)).choice(file.num_rows, quota, replace=False))
-        parts.append(_rows(file.uri, wanted, dimension))
-    rows = torch.cat(parts)
-    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))][:count]
-
-
-def _rows(uri: str, wanted: np.ndarray, dimension: int) -> torch.Tensor:
-    """grad_norm · φ of the rows `wanted` (ascending) of one file, float32 [N, d]."""
-    reader = EncodingReader(uri, dimension)
-    try:
-        norms = torch.from_numpy(reader.column("grad_norm").to_numpy(zero_copy_only=False).astype(np.float32))
-        parts = []
-        for chunk in reader.chunks():
-            here = wanted[(wanted >= chunk.row) & (wanted < chunk.row + len(chunk))]
-            parts.append(chunk.stored.take(torch.from_numpy(here - chunk.row)).values(torch.float32))
-        return torch.cat(parts) * norms[torch.from_numpy(wanted)][:, None]
-    finally:
-        reader.close()
-
-
-def _digest(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from trackstar import checksums, storage
 from trackstar.checksums import Checksum
 from trackstar.corpus import Reject
-from trackstar.delta_log import DeltaLog, Retained, add_action
+from trackstar.delta_log import DeltaLog, Retained, add_action, now
 from trackstar.errors import TrackStarError
 from trackstar.item_footer import ItemFile, arrow_schema, read_item_file
 from trackstar.spec import Spec
@@ -56,12 +56,14 @@ class DataFile:
         shard: URI of the corpus shard that it was made from.
         num_rows: Examples in it.
         num_bytes: Its size.
+        committed: When it was committed, in seconds since 1970; 0 where that is not known.
     """
 
     uri: str
     shard: str
     num_rows: int
     num_bytes: int
+    committed: float = 0.0
 
     @property
     def key(self) -> str:
@@ -274,8 +276,9 @@ class Index:
         Raises:
             TrackStarError: the log cannot be written, or another run committed at the same time.
         """
+        committed = now()
         wanted = {
-            item.key + _SUFFIX: add_action(item.key + _SUFFIX, item.shard, item.num_rows, item.num_bytes)
+            item.key + _SUFFIX: add_action(item.key + _SUFFIX, item.shard, item.num_rows, item.num_bytes, committed)
             for item in items
         }
         if not storage.list(
@@ -336,7 +339,11 @@ class Index:
         number, entries = found
         files = [
             DataFile(
-                storage.join(self._encodings, entry["path"]), entry["shard"], entry["num_records"], entry["size_bytes"]
+                storage.join(self._encodings, entry["path"]),
+                entry["shard"],
+                entry["num_records"],
+                entry["size_bytes"],
+                entry["committed"] / 1000,
             )
             for entry in entries
         ]

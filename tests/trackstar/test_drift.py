@@ -176,7 +176,109 @@ def test_where_there_is_nothing_to_compare(tmp_path: Path) -> None:
     assert "too few" in str(drift.measure(index, files[1:], files[:1], 256))
     assert "too few" in str(drift.measure(index, files, [], 256))
     plain = Index.create(str(tmp_path / "c"), make_spec())
-    assert "no preconditioner" in str(drift.measure(plain, files, files, 256))
+    assert "nothing in the index was fitted" in str(drift.measure(plain, files, files, 256))
     signs, preconditioner = make(tmp_path / "d", storage="sign")
-    add(signs, preconditioner, 0, gradients(400, 1))
-    assert "holds sign bits" in str(drift.measure(signs, files, files, 256))
+    add(signs, preconditioner, 0, gradients(20, 1))
+    add(signs, preconditioner, 1, gradients(130, 1))
+    files = signs.snapshot().files
+    assert "too few documents: 32 new and 128 old" in str(drift.measure(signs, files[:1], files[1:], 256))
+    assert "too few" in str(drift.measure(signs, files[1:], files[:1], 256))
+
+
+# Without R_train, or of sign bits: new documents against old ones.
+
+WHITENED = {"projection": "whitened", "projection_fingerprint": "p", "whitening_damping": 0.1, "storage": "sign"}
+NO_R: dict[str, object] = {"preconditioner": "none", "normalisation": "block", **WHITENED}
+
+
+def mixed(count: int, seed: int, kind: int = 0, amount: float = 1.0) -> torch.Tensor:
+    """[count, 2, D], correlated in a way that the kind says; block 0 always in that of kind 0."""
+    rows = torch.randn(count, 2, D, generator=torch.Generator().manual_seed(seed))
+    for block, of_kind in enumerate((0, kind)):
+        mixing = torch.randn(D, D, generator=torch.Generator().manual_seed(1000 + of_kind))
+        rows[:, block] = rows[:, block] + amount * rows[:, block] @ mixing
+    return rows
+
+
+def signed(folder: Path, **fields: object) -> tuple[Index, Preconditioner]:
+    """An index like the default's: whitened, sign bits, no R. The preconditioner changes nothing."""
+    index, _ = make(folder, **{**NO_R, **fields})
+    return index, Preconditioner.of([torch.eye(D).double()] * 2, 0.0, 1)
+
+
+def test_new_documents_against_old_ones(tmp_path: Path) -> None:
+    index, same = signed(tmp_path)
+    for number in range(9):
+        add(index, same, number, mixed(200, number))
+    alike = measure(index, {8}, 200)
+    assert not alike.from_r_train
+    assert alike.documents == 200
+    assert alike.ratio < 1.5
+    assert alike == measure(index, {8}, 200)
+    add(index, same, 9, mixed(200, 9, kind=1))
+    found = measure(index, {9}, 200)
+    assert found.ratio > 1.5
+    assert found.fresh_blocks[1] > 3 * found.old_blocks[1]
+    assert found.fresh_blocks[0] < 2 * max(found.old_blocks[0], found.chance)
+    text = found.describe(1.5)
+    assert "the encodings of 200 new documents are" in text
+    assert "those of as many old ones" in text
+    assert "unlike those that the whitening was fitted on" in text
+    assert "`trackstar fit --index NEW …`" in text
+    assert "most in block 1" in text
+
+
+def test_chance_among_documents_is_no_drift(tmp_path: Path) -> None:
+    index, same = signed(tmp_path)
+    add(index, same, 0, mixed(400, 3))
+    nights = []
+    for night in range(1, 41):
+        add(index, same, night, mixed(40, 100 + night))
+        nights.append(measure(index, {night}, 40))
+    assert not any("trackstar fit" in found.describe(1.5) for found in nights)
+    assert sum(found.fresh > found.chance for found in nights) <= 4  # one in forty is expected
+
+
+def test_files_that_differ_among_themselves_are_no_drift(tmp_path: Path) -> None:
+    """Every file is of a kind of its own: so is the new one, which is no news."""
+    index, same = signed(tmp_path)
+    for number in range(12):
+        add(index, same, number, mixed(200, number, kind=number))
+    add(index, same, 99, mixed(200, 99, kind=99))
+    found = measure(index, {99}, 200)
+    assert found.fresh > 3 * found.chance
+    assert found.ratio < 1.5
+
+
+def test_new_documents_are_held_against_the_first_ones(tmp_path: Path) -> None:
+    """The corpus has become another one little by little; last night's documents are like those of the nights before."""
+    index, same = signed(tmp_path)
+    for number in range(6):
+        add(index, same, number, mixed(200, number))
+    for number in range(6, 11):
+        add(index, same, number, mixed(200, number, kind=1))
+    assert len({file.committed for file in index.snapshot().files}) > 6
+    assert measure(index, {10}, 150).ratio > 1.5
+
+
+@pytest.mark.parametrize("fields", [{"storage": "bfloat16"}, {"storage": "int8"}, {"normalisation": "vector"}], ids=str)
+def test_encodings_of_every_form_are_compared(tmp_path: Path, fields: dict[str, object]) -> None:
+    index, same = signed(tmp_path, **fields)
+    for number in range(5):
+        add(index, same, number, mixed(200, number))
+    assert measure(index, {4}, 200).ratio < 1.5
+    add(index, same, 7, mixed(200, 7, kind=1))
+    assert measure(index, {7}, 200).ratio > 1.5
+
+
+def test_sign_bits_under_r_and_estimated_second_moments_are_compared(tmp_path: Path) -> None:
+    for name, fields, what in (
+        ("a", {"storage": "sign"}, "the preconditioner"),
+        ("b", {"preconditioner": "none", "moments": "exact", "moments_source": "estimated"}, "the second moments"),
+    ):
+        index, preconditioner = make(tmp_path / name, **fields)
+        for number in range(5):
+            add(index, preconditioner, number, gradients(150, number))
+        found = measure(index, {4}, 150)
+        assert not found.from_r_train
+        assert found.fitted == what

@@ -62,6 +62,25 @@ def test_drift_is_reported(own: World, tmp_path: Path, capfd) -> None:
     assert "drift: " not in capfd.readouterr().err
 
 
+def test_drift_is_reported_by_default(own: World, tmp_path: Path, capfd) -> None:
+    """Whitened sign bits without R: the new documents' encodings against those of old ones."""
+    index = tmp_path / "index"
+    for name in "klmn":
+        put(own, f"{name}.jsonl", lines(name, sentences(100, ord(name))))
+    assert cli.main(["fit", *own.flags(index), "--sample_size", "350"]) == own.build(index) == 0
+    put(own, "f.jsonl", lines("f", sentences(116, 6)))
+    capfd.readouterr()
+    assert run(own, index=index) == 0
+    alike = capfd.readouterr().err
+    assert "drift: the encodings of 116 new documents are" in alike
+    assert "trackstar fit" not in alike
+    put(own, "g.jsonl", lines("g", ["zzzz qqqq 0101 " * 20 + str(i) for i in range(155)]))
+    assert run(own, index=index) == 0
+    told = capfd.readouterr().err
+    assert "unlike those that the whitening was fitted on" in told
+    assert "`trackstar fit --index NEW …`" in told
+
+
 def test_the_changes_of_a_commit_are_told(own: World, monkeypatch: pytest.MonkeyPatch) -> None:
     told = []
     monkeypatch.setattr(reindex, "after_commit", lambda args, beam_args, index, changes: told.append(changes))
