@@ -53,7 +53,8 @@ class TrainSettings:
     """The model's shape and its training; the defaults are the demo's: 1.3 M parameters, two minutes on two cores.
 
     `warmup_steps` is cut to half of `steps` where those are few. `context_length` is what the checkpoint's
-    configuration names as its longest input; training takes longer texts whole, rotary positions know no limit.
+    configuration names as its longest input; training takes longer texts whole, rotary positions know no limit. With
+    `precision` "bfloat16" products are in it and weights stay in float32: twice as quick on processors that multiply it.
     """
 
     vocabulary_size: int = 4096
@@ -70,16 +71,18 @@ class TrainSettings:
     initializer_range: float = 0.04
     seed: int = 0
     context_length: int = 128
+    precision: str = "float32"
 
     def to_dict(self) -> dict[str, Any]:
         """The settings for an identity or a description.
 
-        The context length is named only where it is another than 128, which it was for all models made before it was a
-        setting: they keep their identity.
+        Context length and precision are named only where they are others than the defaults, which they were for all models
+        made before they were settings: these keep their identity.
         """
         settings = dataclasses.asdict(self)
-        if self.context_length == TrainSettings.context_length:
-            del settings["context_length"]
+        for later in ("context_length", "precision"):
+            if settings[later] == getattr(TrainSettings, later):
+                del settings[later]
         return settings
 
 
@@ -278,6 +281,7 @@ def fit(
         report_to="none",
         disable_tqdm=True,
         use_cpu=True,
+        bf16=settings.precision == "bfloat16",
         dataloader_pin_memory=False,
         seed=settings.seed,
     )

@@ -59,6 +59,9 @@ def _model(hidden: int, intermediate: int, layers: int, steps: int, learning_rat
     )
 
 
+_LARGEST = dataclasses.replace(_model(512, 1408, 8, 400, 1e-3), precision="bfloat16")
+
+
 SIZES = {
     "standard": Size(
         name="standard",
@@ -76,7 +79,7 @@ SIZES = {
         models={
             "2M": facts.SIZES["standard"].model,
             "7M": _model(256, 768, 8, 800, 2e-3),
-            "25M": _model(512, 1408, 8, 500, 1e-3),
+            "25M": _LARGEST,
         },
         model_kilobytes=(1, 4, 16, 128),
         model_seeds=(0,),

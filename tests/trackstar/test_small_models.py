@@ -112,7 +112,15 @@ def test_ready_tokenizer_is_used_and_counts(tmp_path):
 def test_identity_is_what_it_always_was():
     """Pinned: another value would train every demo and every benchmark model again."""
     assert checkpoint_identity(["one text", "another"], TrainSettings()) == "18888d4b5b1729cf"
-    longer = TrainSettings(context_length=256)
-    assert checkpoint_identity(["one text", "another"], longer) != checkpoint_identity(
-        ["one text", "another"], TrainSettings()
-    )
+    others = (TrainSettings(), TrainSettings(context_length=256), TrainSettings(precision="bfloat16"))
+    assert len({checkpoint_identity(["one text", "another"], settings) for settings in others}) == 3
+
+
+def test_products_in_bfloat16_train_the_same_model_a_little_off(trained, tmp_path):
+    losses: list[float] = []
+    settings = dataclasses.replace(SETTINGS, precision="bfloat16")
+    model = train_checkpoint(TEXTS, tmp_path / "m", settings, on_progress=lambda step, steps, loss: losses.append(loss))
+    assert losses != trained[1]
+    assert losses == pytest.approx(trained[1], rel=0.05)
+    weights = AutoModelForCausalLM.from_pretrained(model).state_dict().values()
+    assert {weight.dtype for weight in weights} == {torch.float32}
