@@ -8,6 +8,7 @@ from benchmarks.frontier.settings import (
     GAUSSIAN_SIGN,
     KB,
     OUTPUTS,
+    SHARPER,
     SIGN,
     WHITENED,
     Question,
@@ -104,7 +105,8 @@ def rows(loaded: LoadedModel, template: Spec, size: Size, choice: Choice = EVERY
         kilobytes = size.kilobytes if question.everywhere else size.variant_kilobytes
         for family in question.families:
             for kb in kilobytes:
-                seeds = size.seeds if question.everywhere and kb <= size.one_seed_above else size.seeds[:1]
+                every_seed = question.every_seed or (question.everywhere and kb <= size.one_seed_above)
+                seeds = size.seeds if every_seed else size.seeds[:1]
                 found += _row(question, family, loaded, template, kb, seeds, size.r_dimension, choice)
     return [*found, *paper_rows(loaded, template, size, size.seeds, choice)]
 
@@ -159,6 +161,10 @@ def _principal(size: Size) -> dict[str, tuple[Family, float]]:
             f"whitened, {attributed}, sign, {kb:g} KB": (dataclasses.replace(SIGN, attributed=attributed), kb)
             for attributed in ATTRIBUTED
             for kb in size.principal_kilobytes
+        },
+        **{
+            f"whitened, V factored, damping {SHARPER.whitening_damping:g}, all, sign, {kb:g} KB": (SHARPER, kb)
+            for kb in size.variant_kilobytes
         },
         f"whitened, all, bfloat16, {large:g} KB": (WHITENED, large),
         f"whitened, outputs, bfloat16, {large:g} KB": (dataclasses.replace(WHITENED, attributed="outputs"), large),

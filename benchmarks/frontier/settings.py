@@ -115,12 +115,14 @@ class Question:
         title: The question.
         families: The rows, at all sizes or at one.
         everywhere: Whether at all sizes.
+        every_seed: Whether with all seeds, though not at all sizes.
     """
 
     key: str
     title: str
     families: Sequence[Family]
     everywhere: bool = True
+    every_seed: bool = False
 
 
 STORAGES = ("bfloat16", "int8", "sign")
@@ -129,6 +131,7 @@ GAUSSIAN_SIGN = dataclasses.replace(GAUSSIAN, storage="sign")
 WHITENED = Family("whitened", moments="none")
 SIGN = dataclasses.replace(WHITENED, storage="sign")
 OUTPUTS = dataclasses.replace(SIGN, attributed="outputs")
+SHARPER = dataclasses.replace(SIGN, moments="factored", whitening_damping=0.01)
 
 
 def questions() -> tuple[Question, ...]:
@@ -171,10 +174,22 @@ def questions() -> tuple[Question, ...]:
                 dataclasses.replace(SIGN, exponents=(-0.5, 0.0)),
                 dataclasses.replace(SIGN, exponents=(0.0, -0.5)),
                 dataclasses.replace(SIGN, exponents=(-0.25, -0.25)),
-                dataclasses.replace(SIGN, moments="factored"),
-                *(dataclasses.replace(family, whitening_damping=d) for family in both for d in (0.01, 1.0)),
+                *(dataclasses.replace(family, whitening_damping=1.0) for family in both),
             ],
             everywhere=False,
+        ),
+        Question(
+            "damping",
+            "Less damping, and factored V folded in?",
+            [
+                dataclasses.replace(SIGN, whitening_damping=0.01),
+                dataclasses.replace(SIGN, moments="factored"),
+                SHARPER,
+                dataclasses.replace(OUTPUTS, whitening_damping=0.01),
+                dataclasses.replace(SHARPER, attributed="outputs"),
+            ],
+            everywhere=False,
+            every_seed=True,
         ),
         Question(
             "norms",
