@@ -13,6 +13,7 @@ import torch
 
 from trackstar import fitting
 from trackstar.models import LoadedModel
+from trackstar.recipes import WHITENING_DAMPING
 from trackstar.spec import Spec
 
 RESULTS = Path(__file__).parent / "results"
@@ -57,7 +58,7 @@ def make_spec(loaded: LoadedModel, **settings: Any) -> Spec:
         "layer_groups": 8,
         "projection": "gaussian",
         "projection_seed": 0,
-        "whitening_damping": 0.1,
+        "whitening_damping": WHITENING_DAMPING,
         "moments": None,
         "moments_pending": False,
         "factored": False,

@@ -29,7 +29,7 @@ from trackstar.fitting import PENDING
 from trackstar.index import Index
 from trackstar.models import LoadedModel, load_model
 from trackstar.preconditioner import GramSum, Preconditioner
-from trackstar.recipes import DIMENSION, RECIPES, block_shape
+from trackstar.recipes import DIMENSION, RECIPES, WHITENING_DAMPING, block_shape
 from trackstar.second_moments import SecondMoments
 from trackstar.spec import Spec
 
@@ -39,7 +39,7 @@ SPEC_DEFAULTS = {
     "batch_tokens": 4096,
     "layer_groups": 8,
     "projection_seed": 0,
-    "whitening_damping": 0.1,
+    "whitening_damping": WHITENING_DAMPING,
     "damping": 0.1,
     "stores_text": True,
 }

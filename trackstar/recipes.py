@@ -13,6 +13,8 @@ from trackstar.models import WeightInfo, block_layout
 
 DIMENSION = 65_536
 """Numbers of an encoding at most, unless told otherwise: the paper's d."""
+WHITENING_DAMPING = 0.01
+"""Of whitened projections, unless told otherwise."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from benchmarks.fact_tracing.dataset import Dataset
 from benchmarks.fact_tracing.gradients import Model, Tell
 from benchmarks.fact_tracing.methods import Ranked
 from benchmarks.frontier.rows import file_name
-from benchmarks.frontier.settings import Size
+from benchmarks.frontier.settings import DAMPING, Size
 from trackstar.batching import Example
 from trackstar.corpus import Record
 from trackstar.evaluation.intervals import Bootstrap, Estimate
@@ -72,6 +72,7 @@ class Bench:
             projection="whitened",
             moments=model.moments,
             storage="bfloat16",
+            whitening_damping=DAMPING,
         )
         to_examples = tokenization(model.loaded, template)
         records = (Record(str(place), "corpus", place, text, None) for place, text in enumerate(texts))
@@ -263,6 +264,14 @@ def own_reference(family: Family) -> str | None:
     metric = next(
         (n for n, found in METRICS.items() if found == (family.moments, family.projection == "whitened")), None
     )
-    plain = Family(family.projection, "weights", family.normalisation, "none", family.storage, family.moments)
+    plain = Family(
+        family.projection,
+        "weights",
+        family.normalisation,
+        "none",
+        family.storage,
+        family.moments,
+        DAMPING if family.projection == "whitened" else family.whitening_damping,
+    )
     pooled_alike = dataclasses.replace(family, layout="weights") == plain and family.normalisation == "vector"
     return f"{metric}, {family.normalisation}" if metric and (family == plain or pooled_alike) else None

@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.frontier.settings import (
+    FOLDED,
     GAUSSIAN,
     GAUSSIAN_SIGN,
     KB,
+    LESS_DAMPED,
     OUTPUTS,
-    SHARPER,
     SIGN,
     WHITENED,
     Question,
@@ -163,7 +164,9 @@ def _principal(size: Size) -> dict[str, tuple[Family, float]]:
             for kb in size.principal_kilobytes
         },
         **{
-            f"whitened, V factored, damping {SHARPER.whitening_damping:g}, all, sign, {kb:g} KB": (SHARPER, kb)
+            f"whitened, {'V factored, ' if family is FOLDED else ''}damping {family.whitening_damping:g}, "
+            f"{family.attributed}, sign, {kb:g} KB": (family, kb)
+            for family in (*LESS_DAMPED, FOLDED)
             for kb in size.variant_kilobytes
         },
         f"whitened, all, bfloat16, {large:g} KB": (WHITENED, large),

@@ -24,7 +24,7 @@ from benchmarks.frontier.rows import (
     rows,
     unique,
 )
-from benchmarks.frontier.settings import GAUSSIAN, KB, SIZES, STORAGES, WHITENED, Size, questions
+from benchmarks.frontier.settings import DAMPING, GAUSSIAN, KB, SIZES, STORAGES, WHITENED, Size, questions
 from tests.encoders import make_encoder
 from tests.tiny_models import tiny_model
 from trackstar.errors import TrackStarError
@@ -34,7 +34,7 @@ from trackstar.tuning.candidates import Family
 
 LOADED = prepare_model(tiny_model("llama"))
 TEMPLATE = dataclasses.replace(
-    make_encoder(LOADED, layout="weights").spec, projection="whitened", whitening_damping=0.1
+    make_encoder(LOADED, layout="weights").spec, projection="whitened", whitening_damping=DAMPING
 )
 
 

@@ -63,11 +63,11 @@ def gradients(model: PreTrainedModel, tokens: list[int], first_target: int) -> G
 
 
 def inverse_root(vectors: torch.Tensor) -> torch.Tensor:
-    """(C + 0.1 · mean eigenvalue · I)^(-1/2) of C, the mean of v vᵀ over vectors [count, side]."""
+    """(C + 0.01 · mean eigenvalue · I)^(-1/2) of C, the mean of v vᵀ over vectors [count, side]."""
     u, sigma, _ = torch.linalg.svd(vectors.T / len(vectors) ** 0.5, full_matrices=True)
     eigenvalues = torch.zeros(len(u), dtype=torch.float64)
     eigenvalues[: len(sigma)] = sigma**2
-    return u @ torch.diag((eigenvalues + 0.1 * eigenvalues.mean()) ** -0.5) @ u.T
+    return u @ torch.diag((eigenvalues + 0.01 * eigenvalues.mean()) ** -0.5) @ u.T
 
 
 def encodings(of: list[Gradients], documents: list[Gradients]) -> np.ndarray:

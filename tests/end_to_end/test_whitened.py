@@ -40,7 +40,7 @@ def test_projections_are_those_of_the_sample(world: World, tmp_path: Path, kind:
     chosen = ("--moments", kind, "--attributed", attributed)
     assert world.fit(index, *FLAGS, *chosen, "--sample_size", "100000") == 0
     spec = Index.open(str(index)).spec
-    assert (spec.projection, spec.whitening_damping, spec.moments) == ("whitened", 0.1, kind)
+    assert (spec.projection, spec.whitening_damping, spec.moments) == ("whitened", 0.01, kind)
     assert spec.num_blocks == (21 if attributed == "all" else 6)
     found = whitening.read_for(str(index / "projections.safetensors"), spec)
     uri = str(index / "second_moments.safetensors") if kind != "none" else None
@@ -154,7 +154,7 @@ def test_a_second_fit_and_another_one(world: World, whitened: Path, capfd) -> No
     assert "an index with other settings is there already" in error
     assert "projection: 'whitened' here, 'gaussian' there" in error
     assert world.fit(whitened, *FLAGS, "--whitening_damping", "0.2") == cli.EXIT_USAGE
-    assert "whitening_damping: 0.1 here, 0.2 there" in capfd.readouterr().err
+    assert "whitening_damping: 0.01 here, 0.2 there" in capfd.readouterr().err
     assert world.fit(whitened, *FLAGS, "--attributed", "outputs") == cli.EXIT_USAGE
     assert "attributed: 'all' here, 'outputs' there" in capfd.readouterr().err
 

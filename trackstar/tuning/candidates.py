@@ -8,7 +8,7 @@ from trackstar.attributed import select
 from trackstar.errors import TrackStarError
 from trackstar.fitting import PENDING
 from trackstar.models import WeightInfo, block_layout
-from trackstar.recipes import block_shape
+from trackstar.recipes import WHITENING_DAMPING, block_shape
 from trackstar.spec import ATTRIBUTED, Spec, bytes_of_row
 from trackstar.stored_forms import FORMS
 
@@ -43,7 +43,7 @@ class Family:
     preconditioner: str = "none"
     storage: str = "bfloat16"
     moments: str = "none"
-    whitening_damping: float = 0.1
+    whitening_damping: float = WHITENING_DAMPING
     exponents: Exponents = WHITE
     attributed: str = "all"
 
@@ -55,7 +55,7 @@ class Family:
             self.projection if self.layout == "weights" else f"{self.projection}, pooled",
             *([self.attributed] if self.attributed != "all" else []),
             *([f"exponents {left:g} and {right:g}"] if self.exponents != WHITE else []),
-            *([f"damping {self.whitening_damping:g}"] if self.whitening_damping != 0.1 else []),
+            *([f"damping {self.whitening_damping:g}"] if self.whitening_damping != WHITENING_DAMPING else []),
             "no V" if self.moments == "none" else f"V {self.moments}",
             *({"none": [], "train": ["R"], "mixed": ["mixed R"]}[self.preconditioner]),
             {"vector": "whole norm", "block": "block norms"}[self.normalisation],
@@ -95,7 +95,7 @@ class Candidate:
         return stored_bytes(self.spec)
 
 
-def families(moments: str, whitening_damping: float = 0.1) -> tuple[Family, ...]:
+def families(moments: str, whitening_damping: float = WHITENING_DAMPING) -> tuple[Family, ...]:
     """What `trackstar tune` compares, for the second moments that there are.
 
     Both projections, in every stored form, with either norm; then one at a time cheaper moments, some of the weights instead of

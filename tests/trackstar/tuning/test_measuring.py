@@ -14,6 +14,7 @@ from trackstar.encoder import Encoder, precondition_and_normalise
 from trackstar.models import prepare_model
 from trackstar.preconditioner import GramSum, Preconditioner, mix, mixing_weight
 from trackstar.projection import orthogonal_projection
+from trackstar.recipes import WHITENING_DAMPING
 from trackstar.spec import Spec
 from trackstar.stored_forms import FORMS
 from trackstar.tuning import measuring
@@ -34,7 +35,7 @@ MOMENTS = {
 DOCUMENTS, QUERIES = ([e for e in examples(n, seed) if len(e.input_ids) > 2] for n, seed in ((25, 4), (6, 2)))
 FITTED = [dataclasses.replace(example, first_target=1) for example in examples(40, seed=5)]
 TEMPLATE: Spec = dataclasses.replace(
-    make_encoder(LOADED, layout="weights").spec, projection="whitened", whitening_damping=0.1
+    make_encoder(LOADED, layout="weights").spec, projection="whitened", whitening_damping=WHITENING_DAMPING
 )
 
 
