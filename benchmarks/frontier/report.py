@@ -10,7 +10,7 @@ from benchmarks.fact_tracing.report import show
 from benchmarks.fact_tracing.truth import Patches
 from benchmarks.frontier.measured import RECALL_10, Measured, own_reference
 from benchmarks.frontier.rows import PAPER, Row, papers
-from benchmarks.frontier.settings import Size
+from benchmarks.frontier.settings import DAMPING, Size
 from benchmarks.frontier.truth import Foretold
 from trackstar.evaluation.intervals import Estimate
 from trackstar.evaluation.metrics import MRR
@@ -201,7 +201,8 @@ def _lds(part: Part, size: Size) -> list[str]:
     truth = size.facts.truth
     about = (
         f"On the smaller corpus, over {truth.subsets} random halves × {len(truth.seeds)} seeds, with the gradients of one model "
-        f"and with the scores of {truth.models} averaged; differences to the paper's layout query by query:"
+        f"and with the scores of {truth.models} averaged; whitening damped by {DAMPING:g} where no other "
+        "damping is named; differences to the paper's layout query by query:"
     )
     rows = []
     for name, found in part.lds.items():
