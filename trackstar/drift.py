@@ -54,6 +54,8 @@ class Drift:
     """What a new fit would make anew."""
     from_r_train: bool = True
     """Whether distances are from R_train; else of encodings from those of old documents."""
+    by_file: bool = True
+    """Whether groups of old documents are of other files each, so that their distances tell how much files differ."""
 
     @property
     def ratio(self) -> float:
@@ -62,7 +64,7 @@ class Drift:
 
     def describe(self, limit: float) -> str:
         """Lines for people; above `limit` times the old documents' distance a refit is advised."""
-        block = int(np.argmax(np.array(self.fresh_blocks) / np.maximum(self.old_blocks, 1e-9)))
+        block = int(np.argmax(np.square(self.fresh_blocks) - np.square(self.old_blocks)))
         if self.from_r_train:
             said = f"the R of {self.documents:,} new documents is {self.fresh:.2f} from R_train; that of as many old ones is"
         else:
@@ -74,6 +76,8 @@ class Drift:
             f"drift: {said} {min(self.old):.2f} to {max(self.old):.2f}, and {self.chance:.2f} may be chance (most in block "
             f"{block}: {self.fresh_blocks[block]:.2f} against {self.old_blocks[block]:.2f})"
         )
+        if not self.by_file:
+            text += "; there are too few old files to tell drift from how much files differ"
         if self.ratio <= limit:
             return text
         return (
@@ -91,7 +95,7 @@ def measure(index: Index, fresh: Sequence[DataFile], old: Sequence[DataFile], do
         index: The index.
         fresh: Files of new documents.
         old: Files of old ones.
-        documents: New documents in the sample at most; never more than 4,096, nor than 768 where there is no R_train.
+        documents: New documents in the sample at most; never more than 4,096, nor than 768 where they are held against old ones.
 
     Returns:
         The distances, or why there are none.
@@ -117,14 +121,14 @@ def _from_old(
     spec: Spec, fresh: Sequence[DataFile], old: Sequence[DataFile], documents: int, fitted: str
 ) -> Drift | str:
     """Encodings of new documents against those of documents that were in the index first."""
-    old, groups = drift_rows.oldest(old), two_samples.OLD_GROUPS
-    count = min(
-        documents, two_samples.MOST, sum(file.num_rows for file in fresh), sum(file.num_rows for file in old) // groups
-    )
+    groups = two_samples.OLD_GROUPS
+    count = min(documents, two_samples.MOST, sum(file.num_rows for file in fresh))
+    old = drift_rows.oldest(old, groups * count)
+    count = min(count, sum(file.num_rows for file in old) // groups)
     if count < _FEWEST:
         return _too_few(groups)
     chosen = drift_rows.drawn(fresh, count)
-    by_file = drift_rows.groups_by_file(old, groups, count, len(chosen), spec.dimension)
+    by_file = drift_rows.groups_by_file(old, groups, count, len(chosen), max(_FEWEST, count // 2), spec.dimension)
     mixed = drift_rows.sampled(old, groups * count, spec.dimension) if by_file is None else torch.empty(0)
     of_old = by_file or [mixed[group::groups] for group in range(groups)]
     samples = [drift_rows.rows(chosen, count, spec.dimension), *of_old]
@@ -139,6 +143,7 @@ def _from_old(
         found.chance,
         fitted,
         from_r_train=False,
+        by_file=by_file is not None,
     )
 
 

@@ -10,18 +10,19 @@ from trackstar.encoding_reader import EncodingReader
 from trackstar.index import DataFile
 
 _FILES = 12
+_ONE_COMMIT = 60.0  # seconds that entries of one commit may lie apart, as they once did
 
 
-def oldest(files: Sequence[DataFile]) -> list[DataFile]:
-    """The half that was committed first, and what was committed with the last of it.
+def oldest(files: Sequence[DataFile], fewest: int) -> list[DataFile]:
+    """The half that was committed first, and what was committed with the last of it; more where that is not `fewest` documents.
 
     A corpus that changes bit by bit is not to be held against what it has become.
     """
     by_time = sorted(files, key=lambda file: (file.committed, file.uri))
-    half = sum(file.num_rows for file in by_time) / 2
+    enough = max(fewest, sum(file.num_rows for file in by_time) / 2)
     rows, last = 0, 0.0
     for file in by_time:
-        if rows >= half:
+        if rows >= enough and file.committed > last + _ONE_COMMIT:
             break
         rows, last = rows + file.num_rows, file.committed
     return [file for file in by_time if file.committed <= last]
@@ -42,26 +43,32 @@ def sampled(files: Sequence[DataFile], count: int, dimension: int, lengths: bool
 
 
 def groups_by_file(
-    files: Sequence[DataFile], groups: int, count: int, files_each: int, dimension: int
+    files: Sequence[DataFile], groups: int, count: int, files_each: int, fewest: int, dimension: int
 ) -> list[torch.Tensor] | None:
-    """Groups of `count` documents, φ as `rows`, each out of other files; None where there are too few files for that.
+    """Groups of up to `count` documents, φ as `rows`, each out of other files; None where there are too few files for that.
+
+    A group is of as many files as the new documents are, and no more are taken to fill it: many small files together differ
+    less from others than one of them does.
 
     Args:
         files: Of which to take.
         groups: How many groups.
-        count: Documents in each.
-        files_each: Files that a group is of at least, as far as 12 go round.
+        count: Documents in each at most; all have as many as the smallest.
+        files_each: Files that the new documents are of.
+        fewest: Documents that a group has at least, of more files if need be.
         dimension: d.
     """
-    left = list(files)
+    left = [file for file in files if file.num_rows]
+    files_each = max(1, min(files_each, _FILES // groups, len(left) // groups))
     chosen = []
     for _ in range(groups):
-        taken = drawn(left, count, min(files_each, _FILES // groups))
-        if sum(file.num_rows for file in taken) < count:
+        taken = drawn(left, fewest, files_each)
+        if sum(file.num_rows for file in taken) < fewest:
             return None
         left = [file for file in left if file not in taken]
         chosen.append(taken)
-    return [rows(some, count, dimension) for some in chosen]
+    count = min(count, *(sum(file.num_rows for file in taken) for taken in chosen))
+    return [rows(taken, count, dimension) for taken in chosen]
 
 
 def rows(files: Sequence[DataFile], count: int, dimension: int, lengths: bool = False) -> torch.Tensor:
@@ -88,7 +95,7 @@ def _of_file(uri: str, wanted: np.ndarray, dimension: int, lengths: bool) -> tor
     reader = EncodingReader(uri, dimension)
     try:
         parts = []
-        for chunk in reader.chunks():
+        for chunk in reader.take(wanted):
             here = wanted[(wanted >= chunk.row) & (wanted < chunk.row + len(chunk))]
             values = chunk.stored.take(torch.from_numpy(here - chunk.row)).values(torch.float32)
             parts.append(values if lengths else values.bfloat16())

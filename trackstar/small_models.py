@@ -37,6 +37,7 @@ from transformers import (
     set_seed,
 )
 
+from trackstar.errors import TrackStarError
 from trackstar.models import tokenizer_fingerprint
 
 END_OF_TEXT = "<|endoftext|>"
@@ -264,7 +265,12 @@ def fit(
 
     Returns:
         The last loss that `on_progress` was told.
+
+    Raises:
+        TrackStarError: a precision that there is not.
     """
+    if settings.precision not in ("float32", "bfloat16"):
+        raise TrackStarError(f"precision {settings.precision!r}: must be float32 or bfloat16")
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=settings.steps,

@@ -10,7 +10,7 @@ maximum mean discrepancy, for a kernel of degree two: Gretton et al., A Kernel T
 
 Documents that nearly repeat one another have a k a thousand times the others', and a few such pairs would decide everything. So
 the largest hundredth of a block's k counts for no more than what it begins with. On a corpus of facts, to which half passages
-came, that raised the distance's square from 1.2 times what chance gives to 9 times (docs/operations.md).
+came, that raised the distance's square from 1.2 times what chance gives to 9 times.
 
 New documents are one group, old ones several. Reported are distances ‖M − M'‖ / ‖M_old‖: of the new ones from a group of old ones
 and of a group of old ones from another, each in mean over the other groups. Where groups of old documents are of different files,
@@ -70,6 +70,7 @@ def compare(groups: Sequence[torch.Tensor], num_blocks: int, directions: bool, c
     blocks = torch.stack(by_block)  # [blocks, groups, groups]
     distances = _distances(blocks)  # [blocks, groups], squared
     norms = blocks.diagonal(dim1=1, dim2=2)[:, 1:].mean(dim=1)  # [blocks], ‖M‖²
+    norms = norms.clamp_min(torch.finfo(norms.dtype).tiny)  # a block that nearly no document has anything in
     generator = torch.Generator().manual_seed(0)
     dealt = torch.stack(
         [

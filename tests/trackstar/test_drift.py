@@ -1,5 +1,6 @@
 """Drift against its definition: the distance of a second moment from R̃, without the bias of small samples."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,9 @@ import pytest
 import torch
 
 from tests.indexes import make_encodings, make_spec, write_file
-from trackstar import drift
+from trackstar import drift, drift_rows
 from trackstar.encoder import precondition_and_normalise
-from trackstar.index import Index
+from trackstar.index import DataFile, Index
 from trackstar.preconditioner import Preconditioner
 
 D = 12
@@ -250,8 +251,57 @@ def test_files_that_differ_among_themselves_are_no_drift(tmp_path: Path) -> None
     assert found.ratio < 1.5
 
 
-def test_new_documents_are_held_against_the_first_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("old_files", "new_files"), [(8, 3), (5, 2), (4, 1)])
+def test_nor_where_old_files_are_few(tmp_path: Path, old_files: int, new_files: int) -> None:
+    index, same = signed(tmp_path)
+    for number in range(old_files + new_files):
+        add(index, same, number, mixed(300, number, kind=number))
+    found = measure(index, set(range(old_files, old_files + new_files)), 200)
+    assert found.fresh > 2 * found.chance
+    assert found.ratio < 1.5
+
+
+def test_nor_where_old_files_are_small(tmp_path: Path) -> None:
+    index, same = signed(tmp_path)
+    for number in range(30):
+        add(index, same, number, mixed(60, number, kind=number))
+    add(index, same, 99, mixed(200, 99, kind=99))
+    found = measure(index, {99}, 100)
+    assert found.documents >= 50
+    assert found.ratio < 1.5
+
+
+def test_too_few_files_to_tell_drift_from_how_they_differ_is_said(tmp_path: Path) -> None:
+    index, same = signed(tmp_path)
+    for number in range(3):
+        add(index, same, number, mixed(300, number, kind=number))
+    found = measure(index, {2}, 100)
+    assert not found.by_file
+    assert "too few old files to tell drift from how much files differ" in found.describe(1.5)
+
+
+def test_the_block_that_is_named_is_the_one_that_moved() -> None:
+    """Distances of blocks that did not move may be zero by chance, and any number is many times zero."""
+    found = drift.Drift(100, 0.5, (0.1,), (0.03, 0.68, 0.02), (0.0, 0.13, 0.04), 0.1, from_r_train=False)
+    assert "most in block 1: 0.68 against 0.13" in found.describe(1.5)
+
+
+def test_entries_of_one_commit_stay_together_and_enough_documents_are_taken() -> None:
+    def committed(*times: float) -> list[DataFile]:
+        return [DataFile(f"{number}", "s", 100, 1, time) for number, time in enumerate(times)]
+
+    hours = committed(0, 3600, 7200, 10800)
+    assert drift_rows.oldest(hours, 0) == hours[:2]
+    assert drift_rows.oldest(hours, 250) == hours[:3]
+    assert drift_rows.oldest(hours, 10**6) == hours
+    once = committed(0.0, 0.5, 1.0, 30.0, 3600.0)
+    assert drift_rows.oldest(once, 0) == once[:4]
+
+
+def test_new_documents_are_held_against_the_first_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The corpus has become another one little by little; last night's documents are like those of the nights before."""
+    nights = itertools.count(10**12, 86_400_000)
+    monkeypatch.setattr("trackstar.index.now", lambda: next(nights))
     index, same = signed(tmp_path)
     for number in range(6):
         add(index, same, number, mixed(200, number))

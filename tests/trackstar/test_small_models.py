@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, get_cosine_schedule_with_warmup, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from trackstar.errors import TrackStarError
 from trackstar.small_models import (
     TrainSettings,
     checkpoint_identity,
@@ -122,5 +123,7 @@ def test_products_in_bfloat16_train_the_same_model_a_little_off(trained, tmp_pat
     model = train_checkpoint(TEXTS, tmp_path / "m", settings, on_progress=lambda step, steps, loss: losses.append(loss))
     assert losses != trained[1]
     assert losses == pytest.approx(trained[1], rel=0.05)
+    with pytest.raises(TrackStarError, match="precision 'bf16': must be float32 or bfloat16"):
+        train_checkpoint(TEXTS, tmp_path / "n", dataclasses.replace(SETTINGS, precision="bf16"))
     weights = AutoModelForCausalLM.from_pretrained(model).state_dict().values()
     assert {weight.dtype for weight in weights} == {torch.float32}

@@ -51,11 +51,12 @@ class Family:
     def name(self) -> str:
         """What tables call it: "whitened, V exact, block norms, sign"."""
         left, right = self.exponents
+        has_other_damping = self.projection == "whitened" and self.whitening_damping != WHITENING_DAMPING
         parts = [
             self.projection if self.layout == "weights" else f"{self.projection}, pooled",
             *([self.attributed] if self.attributed != "all" else []),
             *([f"exponents {left:g} and {right:g}"] if self.exponents != WHITE else []),
-            *([f"damping {self.whitening_damping:g}"] if self.whitening_damping != WHITENING_DAMPING else []),
+            *([f"damping {self.whitening_damping:g}"] if has_other_damping else []),
             "no V" if self.moments == "none" else f"V {self.moments}",
             *({"none": [], "train": ["R"], "mixed": ["mixed R"]}[self.preconditioner]),
             {"vector": "whole norm", "block": "block norms"}[self.normalisation],

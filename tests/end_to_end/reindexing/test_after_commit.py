@@ -1,6 +1,7 @@
 """reindex: what follows a commit, the vacuum, the drift and what others are told."""
 
 import os
+import re
 import time
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def test_drift_is_reported_by_default(own: World, tmp_path: Path, capfd) -> None
     capfd.readouterr()
     assert run(own, index=index) == 0
     alike = capfd.readouterr().err
-    assert "drift: the encodings of 116 new documents are" in alike
+    assert re.search(r"drift: the encodings of \d\d+ new documents are", alike)
     assert "trackstar fit" not in alike
     put(own, "g.jsonl", lines("g", ["zzzz qqqq 0101 " * 20 + str(i) for i in range(155)]))
     assert run(own, index=index) == 0
